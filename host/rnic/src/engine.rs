@@ -1,0 +1,594 @@
+//! The poll loop. One [`Engine::poll`] is a turn: the hot set's next slots, the users' doorbell summaries,
+//! queues that had more than their share last time, now and then the timers, and at the end the events.
+
+use std::collections::VecDeque;
+
+use hyv_abi::queue::{INLINE_EXT, seq};
+use hyv_abi::sync::{Ordering, fence};
+use hyv_abi::types::QpState;
+use hyv_abi::window::summary;
+
+use crate::limits::{
+    BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, TIMER_TURNS, USERS_PER_TURN,
+};
+use crate::mem::{Bytes, Watch};
+use crate::objects::{Cq, Qp, User, Wait, WaitFor, Wr};
+
+const _: () = assert!(INLINE_EXT == 56);
+
+/// What the engine does not decide itself.
+pub struct EngineConfig {
+    /// Monotonic time in ns. Asked only while something waits.
+    pub clock: Box<dyn Fn() -> u64 + Send>,
+    /// The device's GID.
+    pub gid: [u8; 16],
+    /// The device's GUID.
+    pub node_guid: u64,
+}
+
+/// What the engine did since it was made.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Send work requests completed, with success or not.
+    pub work_requests: u64,
+    /// Payload bytes moved.
+    pub bytes: u64,
+    /// Work requests that ended in an error.
+    pub errors: u64,
+    /// Times that a work request had to wait for a receive.
+    pub rnr_waits: u64,
+    /// Completion events raised.
+    pub events: u64,
+    /// Doorbells taken from the bitmap.
+    pub doorbells: u64,
+}
+
+struct Hot {
+    watch: Watch,
+    slot: usize,
+    last_active: u32,
+    /// The head work request waits for a timer: its doorbell word says nothing new.
+    paused: bool,
+}
+
+/// The device.
+pub struct Engine {
+    pub(crate) config: EngineConfig,
+    pub(crate) users: Vec<Option<User>>,
+    pub(crate) qps: Vec<Option<Box<Qp>>>,
+    pub(crate) free_qps: Vec<usize>,
+    pub(crate) cqs: Vec<Option<Cq>>,
+    pub(crate) generation: u32,
+    pub(crate) qpn_generation: u8,
+    pub(crate) dozing: bool,
+    /// CQs that got entries in this turn.
+    pub(crate) touched: Vec<usize>,
+    pub(crate) counters: Counters,
+    pub(crate) src: Vec<Bytes>,
+    pub(crate) dst: Vec<Bytes>,
+    hot: Vec<Hot>,
+    backlog: VecDeque<usize>,
+    waiting: Vec<usize>,
+    /// Queues in error and until when (ns) receives posted to them are looked for: those ring no doorbell.
+    errored: Vec<(usize, u64)>,
+    scratch: Option<Box<Wr>>,
+    rung: Vec<u32>,
+    turn: u32,
+    next_user: usize,
+}
+
+/// How a work request fared.
+pub(crate) enum Step {
+    /// It is over, with this many bytes moved.
+    Done(u64),
+    /// Its slice is used up; go on next turn.
+    More(u64),
+    /// Wait.
+    Wait(WaitFor),
+    /// It failed; the QP is in error.
+    Failed,
+}
+
+impl Engine {
+    /// A device without users.
+    #[must_use]
+    pub fn new(config: EngineConfig) -> Self {
+        Self {
+            config,
+            users: Vec::new(),
+            qps: (0..crate::limits::FIRST_QP_SLOT).map(|_| None).collect(),
+            free_qps: Vec::new(),
+            cqs: Vec::new(),
+            generation: 0,
+            qpn_generation: 0,
+            dozing: false,
+            touched: Vec::with_capacity(64),
+            counters: Counters::default(),
+            src: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
+            dst: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
+            hot: Vec::with_capacity(HOT_SET),
+            backlog: VecDeque::new(),
+            waiting: Vec::new(),
+            errored: Vec::new(),
+            scratch: Some(Box::new(Wr::new())),
+            rung: Vec::new(),
+            turn: 0,
+            next_user: 0,
+        }
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    #[inline]
+    pub(crate) fn user(&self, u: usize) -> &User {
+        self.users[u]
+            .as_ref()
+            .expect("a QP's, CQ's or checked user")
+    }
+
+    #[inline]
+    pub(crate) fn user_mut(&mut self, u: usize) -> &mut User {
+        self.users[u]
+            .as_mut()
+            .expect("a QP's, CQ's or checked user")
+    }
+
+    #[inline]
+    pub(crate) fn qp(&self, slot: usize) -> &Qp {
+        self.qps[slot].as_ref().expect("a live QP's slot")
+    }
+
+    #[inline]
+    pub(crate) fn qp_mut(&mut self, slot: usize) -> &mut Qp {
+        self.qps[slot].as_mut().expect("a live QP's slot")
+    }
+
+    pub(crate) fn cq(&self, slot: usize) -> &Cq {
+        self.cqs[slot].as_ref().expect("a live CQ's slot")
+    }
+
+    #[inline]
+    pub(crate) fn cq_mut(&mut self, slot: usize) -> &mut Cq {
+        self.cqs[slot].as_mut().expect("a live CQ's slot")
+    }
+
+    #[inline]
+    pub(crate) fn find_qpn(&self, qpn: u32) -> Option<usize> {
+        let slot = (qpn & 0xffff) as usize;
+        (self.qps.get(slot)?.as_ref()?.qpn == qpn).then_some(slot)
+    }
+
+    /// One turn. Returns how many work requests moved; 0 says that there was nothing to do.
+    #[inline]
+    pub fn poll(&mut self) -> usize {
+        self.turn = self.turn.wrapping_add(1);
+        let mut moved = 0;
+        let mut i = 0;
+        while i < self.hot.len() {
+            let hot = &self.hot[i];
+            if !hot.paused && hot.watch.rung() {
+                let slot = hot.slot;
+                self.hot[i].last_active = self.turn;
+                moved += self.run(slot);
+            }
+            i += 1;
+        }
+        moved += self.poll_summaries();
+        if !self.backlog.is_empty() {
+            moved += self.poll_backlog();
+        }
+        if self.turn.is_multiple_of(TIMER_TURNS)
+            && !(self.waiting.is_empty() && self.errored.is_empty())
+        {
+            moved += self.poll_timers();
+        }
+        if !self.touched.is_empty() {
+            self.finish_turn();
+        }
+        moved
+    }
+
+    fn poll_summaries(&mut self) -> usize {
+        let mut moved = 0;
+        for _ in 0..self.users.len().min(USERS_PER_TURN) {
+            self.next_user += 1;
+            if self.next_user >= self.users.len() {
+                self.next_user = 0;
+            }
+            let u = self.next_user;
+            let Some(user) = &self.users[u] else { continue };
+            let doorbells = &user.mem.window().doorbells;
+            if !doorbells.pending() {
+                continue;
+            }
+            let mut rung = std::mem::take(&mut self.rung);
+            doorbells.take(|qp| rung.push(qp));
+            self.counters.doorbells += rung.len() as u64;
+            for index in rung.drain(..) {
+                if let Some(&slot) = self.user(u).qps.at(index as usize) {
+                    moved += self.activate(slot);
+                }
+            }
+            self.rung = rung;
+        }
+        moved
+    }
+
+    fn poll_backlog(&mut self) -> usize {
+        let mut moved = 0;
+        for _ in 0..self.backlog.len() {
+            let Some(slot) = self.backlog.pop_front() else {
+                break;
+            };
+            self.qp_mut(slot).in_backlog = false;
+            moved += self.run(slot);
+        }
+        moved
+    }
+
+    #[cold]
+    fn poll_timers(&mut self) -> usize {
+        let mut moved = 0;
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for slot in waiting.drain(..) {
+            // `run` puts it back if it still has to wait.
+            moved += self.run(slot);
+        }
+        waiting.append(&mut self.waiting);
+        self.waiting = waiting;
+        if !self.errored.is_empty() {
+            for i in 0..self.errored.len() {
+                let slot = self.errored[i].0;
+                self.flush(slot);
+            }
+            let now = (self.config.clock)();
+            self.errored.retain(|&(_, until)| now < until);
+        }
+        moved
+    }
+
+    /// A doorbell rang, or a QP became able to send.
+    pub(crate) fn activate(&mut self, slot: usize) -> usize {
+        if self.qp(slot).state == QpState::Rts && !self.qp(slot).is_hot {
+            self.heat(slot);
+        }
+        self.run(slot)
+    }
+
+    /// Gives a queue a place in the hot set, if there is one.
+    fn heat(&mut self, slot: usize) {
+        if self.hot.len() == HOT_SET {
+            let turn = self.turn;
+            let idle = |h: &Hot| turn.wrapping_sub(h.last_active);
+            let Some(i) = (0..HOT_SET).max_by_key(|&i| idle(&self.hot[i])) else {
+                return;
+            };
+            if idle(&self.hot[i]) < HOT_IDLE_TURNS || self.hot[i].paused {
+                return;
+            }
+            let victim = self.qp(self.hot[i].slot);
+            let polled = &self.user(victim.user).mem.window().doorbells.polled[victim.doorbell()];
+            if hyv_abi::doorbell::cool(polled, || victim.has_send()) {
+                return;
+            }
+            let victim = self.hot.swap_remove(i).slot;
+            self.qp_mut(victim).is_hot = false;
+        }
+        let (turn, dozing) = (self.turn, self.dozing);
+        let qp = self.qp_mut(slot);
+        qp.is_hot = true;
+        let watch = Watch::new(&qp.sq, qp.next_sq_word(), seq(qp.sq_head));
+        let (user, doorbell) = (qp.user, qp.doorbell());
+        self.hot.push(Hot {
+            watch,
+            slot,
+            last_active: turn,
+            paused: false,
+        });
+        if !dozing {
+            self.user(user).mem.window().doorbells.polled[doorbell].store(1, Ordering::SeqCst);
+        }
+    }
+
+    fn cool(&mut self, slot: usize) {
+        let Some(i) = self.hot.iter().position(|h| h.slot == slot) else {
+            return;
+        };
+        self.hot.swap_remove(i);
+        let qp = self.qp_mut(slot);
+        qp.is_hot = false;
+        let (user, doorbell) = (qp.user, qp.doorbell());
+        self.user(user).mem.window().doorbells.polled[doorbell].store(0, Ordering::SeqCst);
+    }
+
+    /// Removes a QP from every list: it is reset, dropped or in error.
+    pub(crate) fn forget(&mut self, slot: usize) {
+        self.cool(slot);
+        self.backlog.retain(|&s| s != slot);
+        self.waiting.retain(|&s| s != slot);
+        self.errored.retain(|&(s, _)| s != slot);
+        self.qp_mut(slot).in_backlog = false;
+    }
+
+    /// Runs a queue's work requests until none is left, its share is used up, or it must wait.
+    pub(crate) fn run(&mut self, slot: usize) -> usize {
+        match self.qp(slot).state {
+            QpState::Rts => {}
+            QpState::Err => {
+                self.flush(slot);
+                return 0;
+            }
+            // Posted early: looked at again when the QP becomes ready to send.
+            _ => {
+                self.cool(slot);
+                return 0;
+            }
+        }
+        let mut wr = self.scratch.take().unwrap_or_else(|| Box::new(Wr::new()));
+        let (mut moved, mut bytes) = (0u32, 0u64);
+        let mut paused = false;
+        loop {
+            if moved >= BATCH || bytes >= u64::from(SLICE) {
+                let qp = self.qp_mut(slot);
+                if !qp.is_hot && !qp.in_backlog {
+                    qp.in_backlog = true;
+                    self.backlog.push_back(slot);
+                }
+                break;
+            }
+            let qp = self.qp_mut(slot);
+            if let Some(current) = qp.current.take() {
+                wr = current;
+            } else {
+                match qp.fetch(&mut wr) {
+                    None => break,
+                    Some(true) => {}
+                    Some(false) => {
+                        self.complete_error(slot, &wr, hyv_abi::queue::WcStatus::LocQpOpErr);
+                        break;
+                    }
+                }
+            }
+            match self.execute(slot, &mut wr) {
+                Step::Done(n) => {
+                    moved += 1;
+                    bytes += n;
+                    self.counters.bytes += n;
+                    self.counters.work_requests += 1;
+                    let slots = u32::from(wr.head.slots);
+                    let qp = self.qp_mut(slot);
+                    qp.wait = None;
+                    qp.sq_head = qp.sq_head.wrapping_add(slots);
+                }
+                Step::More(n) => {
+                    moved += 1;
+                    self.counters.bytes += n;
+                    let qp = self.qp_mut(slot);
+                    qp.wait = None;
+                    qp.current = Some(std::mem::replace(&mut wr, Box::new(Wr::new())));
+                    // Its doorbell word does not change until it is done: the backlog carries it.
+                    if !qp.in_backlog {
+                        qp.in_backlog = true;
+                        self.backlog.push_back(slot);
+                    }
+                    paused = true;
+                    break;
+                }
+                Step::Wait(what) => {
+                    // What was copied stays valid; a request that moved nothing is fetched again, which costs no box.
+                    if wr.done > 0 {
+                        self.qp_mut(slot).current =
+                            Some(std::mem::replace(&mut wr, Box::new(Wr::new())));
+                    }
+                    if self.wait(slot, &wr, what) {
+                        paused = true;
+                    }
+                    break;
+                }
+                Step::Failed => break,
+            }
+        }
+        self.scratch = Some(wr);
+        self.rewatch(slot, paused);
+        moved as usize
+    }
+
+    /// Sets the hot set's entry to the queue's next slot.
+    #[inline]
+    fn rewatch(&mut self, slot: usize, paused: bool) {
+        let Some(qp) = &self.qps[slot] else { return };
+        if !qp.is_hot {
+            return;
+        }
+        if let Some(hot) = self.hot.iter_mut().find(|h| h.slot == slot) {
+            hot.watch.set(&qp.sq, qp.next_sq_word(), seq(qp.sq_head));
+            hot.paused = paused;
+        }
+    }
+
+    /// Lets a queue's head wait. False if it has waited enough: the QP is in error then.
+    #[cold]
+    fn wait(&mut self, slot: usize, wr: &Wr, what: WaitFor) -> bool {
+        use hyv_abi::queue::WcStatus;
+        use hyv_abi::types::{RNR_RETRY_INFINITE, ack_timeout_ns, rnr_timer_ns};
+        let now = (self.config.clock)();
+        let peer_timer = self
+            .find_qpn(self.qp(slot).attr.dest_qp_num)
+            .map(|p| self.qp(p).attr.min_rnr_timer);
+        let qp = self.qp_mut(slot);
+        let period = match what {
+            WaitFor::Receive => Some(rnr_timer_ns(peer_timer.unwrap_or(0))),
+            WaitFor::Peer => ack_timeout_ns(qp.attr.timeout),
+        };
+        let deadline_ns = period.map(|p| now + p);
+        match &mut qp.wait {
+            Some(w) if w.what == what => {
+                if w.deadline_ns.is_some_and(|d| now >= d) {
+                    w.tries += 1;
+                    w.deadline_ns = deadline_ns;
+                    let (limit, status) = match what {
+                        WaitFor::Receive => (qp.attr.rnr_retry, WcStatus::RnrRetryExcErr),
+                        WaitFor::Peer => (qp.attr.retry_cnt, WcStatus::RetryExcErr),
+                    };
+                    let forever = what == WaitFor::Receive && limit == RNR_RETRY_INFINITE;
+                    if w.tries > limit && !forever {
+                        qp.current = None;
+                        self.complete_error(slot, wr, status);
+                        return false;
+                    }
+                }
+            }
+            _ => {
+                qp.wait = Some(Wait {
+                    what,
+                    deadline_ns,
+                    tries: 0,
+                });
+                if what == WaitFor::Receive {
+                    self.counters.rnr_waits += 1;
+                }
+            }
+        }
+        if !self.waiting.contains(&slot) {
+            self.waiting.push(slot);
+        }
+        true
+    }
+
+    /// Puts a QP into the error state by the device's own doing: an event says so.
+    pub(crate) fn fail(&mut self, slot: usize, kind: u64) {
+        if self.qp(slot).state == QpState::Err {
+            return;
+        }
+        let qp = self.qp(slot);
+        let (index, user) = (qp.doorbell(), self.user(qp.user));
+        let events = &user.mem.window().events;
+        let words = match kind {
+            summary::QP_REQUEST_ERROR => &events.qp_request_error,
+            summary::QP_ACCESS_ERROR => &events.qp_access_error,
+            _ => &events.qp_fatal,
+        };
+        words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
+        events.summary.fetch_or(kind, Ordering::SeqCst);
+        user.wake.wake();
+        self.set_error(slot);
+    }
+
+    /// The error state: everything posted, and everything posted later, flushes.
+    pub(crate) fn set_error(&mut self, slot: usize) {
+        self.forget(slot);
+        let qp = self.qp_mut(slot);
+        qp.state = QpState::Err;
+        qp.wait = None;
+        qp.current = None;
+        let until = (self.config.clock)() + ERROR_WATCH_NS;
+        self.errored.push((slot, until));
+        self.flush(slot);
+    }
+
+    /// Raises the completion events of this turn. Must follow every change outside [`Engine::poll`].
+    pub(crate) fn finish_turn(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        // Pairs with the fence between arming and polling again on the user's side.
+        fence(Ordering::SeqCst);
+        while let Some(slot) = self.touched.pop() {
+            let cq = self.cq_mut(slot);
+            cq.touched = false;
+            if !cq.take_arm() {
+                continue;
+            }
+            let (u, index) = (cq.user, cq.index as usize);
+            self.counters.events += 1;
+            let user = self.user(u);
+            let events = &user.mem.window().events;
+            events.cq_completion[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
+            events
+                .summary
+                .fetch_or(summary::CQ_COMPLETION, Ordering::SeqCst);
+            user.wake.wake();
+        }
+    }
+
+    /// Tells all users that nobody polls. False if there is work after all (nobody was told then).
+    /// On true the driver sleeps until a kick, at most for [`Engine::next_timer_ns`], and calls [`Engine::wake_up`].
+    #[must_use]
+    pub fn doze(&mut self) -> bool {
+        if !self.backlog.is_empty() {
+            return false;
+        }
+        self.dozing = true;
+        for user in self.users.iter().flatten() {
+            user.mem
+                .window()
+                .doorbells
+                .need_wakeup
+                .store(1, Ordering::Relaxed);
+        }
+        for hot in &self.hot {
+            let qp = self.qp(hot.slot);
+            self.user(qp.user).mem.window().doorbells.polled[qp.doorbell()]
+                .store(0, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        let work = self.hot.iter().any(|h| !h.paused && h.watch.rung())
+            || self
+                .users
+                .iter()
+                .flatten()
+                .any(|u| u.mem.window().doorbells.pending());
+        if work {
+            self.wake_up();
+        }
+        !work
+    }
+
+    /// Undoes [`Engine::doze`].
+    pub fn wake_up(&mut self) {
+        self.dozing = false;
+        for user in self.users.iter().flatten() {
+            user.mem
+                .window()
+                .doorbells
+                .need_wakeup
+                .store(0, Ordering::Relaxed);
+        }
+        for hot in &self.hot {
+            let qp = self.qp(hot.slot);
+            self.user(qp.user).mem.window().doorbells.polled[qp.doorbell()]
+                .store(1, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether users were told to kick.
+    #[must_use]
+    pub fn is_dozing(&self) -> bool {
+        self.dozing
+    }
+
+    /// How long the driver may sleep, ns; `None` for ever.
+    #[must_use]
+    pub fn next_timer_ns(&self) -> Option<u64> {
+        if !self.errored.is_empty() {
+            // Receives posted to a queue in error ring no doorbell.
+            return Some(1_000_000);
+        }
+        if self.waiting.is_empty() {
+            return None;
+        }
+        // A receive may be posted before the timer ends, without a doorbell.
+        Some(50_000)
+    }
+
+    /// Runs the timers now, whatever the turn: after a sleep.
+    pub fn tick(&mut self) {
+        self.poll_timers();
+        self.finish_turn();
+    }
+}

@@ -1,0 +1,293 @@
+//! The room for `unsafe`: users' memory as the engine sees it.
+//!
+//! A user may write any byte of its memory at any time. So the engine reads ring words through atomics, once,
+//! and treats payload as bytes without meaning. Bounds are checked where a view is made; a view cannot
+//! outlive the mapping because it holds the [`UserMemory`].
+#![allow(
+    unsafe_code,
+    reason = "shared memory with users: ring views and payload copies"
+)]
+
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hyv_abi::queue::SLOT_WORDS;
+use hyv_abi::window::Window;
+
+/// A user's window and RAM, mapped.
+pub struct UserMemory {
+    window: NonNull<Window>,
+    ram: NonNull<u8>,
+    ram_len: u64,
+    _keep: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: both mappings are shared memory for their whole life; the window is all atomics, and RAM is only
+// reached through atomics or through copies of plain bytes.
+unsafe impl Send for UserMemory {}
+// SAFETY: as above.
+unsafe impl Sync for UserMemory {}
+
+impl std::fmt::Debug for UserMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserMemory")
+            .field("ram_len", &self.ram_len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl UserMemory {
+    /// Memory at `window` and `ram`, which stay mapped as long as `keep` lives.
+    ///
+    /// # Safety
+    /// `window` points to a `Window`, 4096-byte aligned; `ram` to `ram_len` bytes, 4096-byte aligned; both are
+    /// readable and writable until `keep` is dropped, cannot be truncated by anyone, and are never the
+    /// target of a Rust reference to anything but atomics in this process while the engine may write them.
+    #[must_use]
+    pub unsafe fn new(
+        window: NonNull<Window>,
+        ram: NonNull<u8>,
+        ram_len: u64,
+        keep: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self {
+            window,
+            ram,
+            ram_len,
+            _keep: keep,
+        }
+    }
+
+    /// The window.
+    #[inline]
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        // SAFETY: valid by the contract of `new`; all fields are atomics.
+        unsafe { self.window.as_ref() }
+    }
+
+    /// Bytes of RAM.
+    #[must_use]
+    pub fn ram_len(&self) -> u64 {
+        self.ram_len
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.ram_len {
+            return None;
+        }
+        // SAFETY: `offset` is inside the mapping, or one past its end with `len` 0.
+        Some(unsafe { self.ram.add(offset as usize) })
+    }
+
+    /// A view of `count` words at a RAM offset; `None` if outside or not 64-byte aligned.
+    #[must_use]
+    pub fn words(self: &Arc<Self>, offset: u64, count: usize) -> Option<Words> {
+        if !offset.is_multiple_of(64) {
+            return None;
+        }
+        let ptr = self.range(offset, (count as u64).checked_mul(8)?)?;
+        Some(Words {
+            ptr: ptr.cast(),
+            count,
+            mem: Arc::clone(self),
+        })
+    }
+
+    /// A view of bytes for payload; `None` if outside.
+    #[must_use]
+    pub fn bytes(self: &Arc<Self>, offset: u64, len: u64) -> Option<Bytes> {
+        Some(Bytes {
+            ptr: self.range(offset, len)?,
+            len,
+        })
+    }
+}
+
+/// Words of a ring or a control line.
+#[derive(Debug)]
+pub struct Words {
+    ptr: NonNull<AtomicU64>,
+    count: usize,
+    #[allow(dead_code, reason = "keeps the mapping alive")]
+    mem: Arc<UserMemory>,
+}
+
+// SAFETY: a view of atomics in a mapping that `mem` keeps.
+unsafe impl Send for Words {}
+
+impl Words {
+    /// Words in it.
+    #[inline]
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The word at `i`; panics outside, which callers exclude by masking.
+    #[inline]
+    #[must_use]
+    pub fn at(&self, i: usize) -> &AtomicU64 {
+        assert!(i < self.count);
+        // SAFETY: inside the view, which `mem` keeps mapped.
+        unsafe { self.ptr.add(i).as_ref() }
+    }
+
+    /// `N` words from `i` on.
+    #[inline]
+    #[must_use]
+    pub fn array<const N: usize>(&self, i: usize) -> &[AtomicU64; N] {
+        assert!(i + N <= self.count);
+        // SAFETY: inside the view; an array has the alignment of its element.
+        unsafe { self.ptr.add(i).cast().as_ref() }
+    }
+
+    /// Stores an entry whose last word makes it valid.
+    #[inline]
+    pub fn publish(&self, i: usize, words: &[u64; SLOT_WORDS]) {
+        let slot = self.array::<SLOT_WORDS>(i);
+        for k in 0..SLOT_WORDS - 1 {
+            slot[k].store(words[k], Ordering::Relaxed);
+        }
+        slot[SLOT_WORDS - 1].store(words[SLOT_WORDS - 1], Ordering::Release);
+    }
+}
+
+/// A watched word: the doorbell of a hot queue. Holds the memory it looks at.
+#[derive(Debug)]
+pub struct Watch {
+    ptr: NonNull<AtomicU64>,
+    expect: u32,
+    mem: Arc<UserMemory>,
+}
+
+// SAFETY: an atomic in a mapping that `mem` keeps.
+unsafe impl Send for Watch {}
+
+impl Watch {
+    /// Watches word `i` of `words` for a low half of `expect`.
+    #[must_use]
+    pub fn new(words: &Words, i: usize, expect: u32) -> Self {
+        Self {
+            ptr: NonNull::from(words.at(i)),
+            expect,
+            mem: Arc::clone(&words.mem),
+        }
+    }
+
+    /// Watches another word of the same user's memory.
+    #[inline]
+    pub fn set(&mut self, words: &Words, i: usize, expect: u32) {
+        assert!(Arc::ptr_eq(&self.mem, &words.mem));
+        self.ptr = NonNull::from(words.at(i));
+        self.expect = expect;
+    }
+
+    /// Whether the expected value is there.
+    #[inline]
+    #[must_use]
+    pub fn rung(&self) -> bool {
+        // SAFETY: `mem` keeps the mapping that `ptr` points into.
+        unsafe { self.ptr.as_ref() }.load(Ordering::Acquire) as u32 == self.expect
+    }
+}
+
+/// A piece of a user's RAM that a key gave access to, or of the engine's own inline buffer. Valid within one
+/// turn of the engine, in which no region can be deregistered and no user removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes {
+    ptr: NonNull<u8>,
+    len: u64,
+}
+
+// SAFETY: an address range; all access is through the copies below.
+unsafe impl Send for Bytes {}
+
+impl Bytes {
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        ptr: NonNull::dangling(),
+        len: 0,
+    };
+
+    /// The engine's own bytes.
+    #[inline]
+    #[must_use]
+    pub fn own(slice: &[u8]) -> Self {
+        Self {
+            ptr: NonNull::from(slice).cast(),
+            len: slice.len() as u64,
+        }
+    }
+
+    /// The first `len` bytes of the engine's own words, as they lie in memory; at most all of them.
+    #[inline]
+    #[must_use]
+    pub fn words(words: &[u64], len: u64) -> Self {
+        Self {
+            ptr: NonNull::from(words).cast(),
+            len: len.min(8 * words.len() as u64),
+        }
+    }
+
+    /// Length.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it; `None` if outside.
+    #[inline]
+    #[must_use]
+    pub fn sub(&self, offset: u64, len: u64) -> Option<Self> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: inside the range.
+        let ptr = unsafe { self.ptr.add(offset as usize) };
+        Some(Self { ptr, len })
+    }
+
+    /// Copies `dst.len()` or `self.len()` bytes, whichever is less, to `dst`. The ranges may overlap.
+    #[inline]
+    pub fn copy_to(&self, dst: &Self) {
+        let n = self.len.min(dst.len) as usize;
+        // SAFETY: both ranges are mapped and at least `n` long. A user may write them meanwhile; the bytes have
+        // no invariants, and `copy` tolerates overlap.
+        unsafe { std::ptr::copy(self.ptr.as_ptr(), dst.ptr.as_ptr(), n) };
+    }
+
+    /// Appends up to 32 bytes at byte `at` of four words.
+    #[inline]
+    pub fn gather(&self, words: &mut [u64; 4], at: usize) {
+        let n = (self.len as usize).min(32 - at.min(32));
+        // SAFETY: `at + n <= 32`, the size of `words`; the source is mapped.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.ptr.as_ptr(),
+                words.as_mut_ptr().cast::<u8>().add(at.min(32)),
+                n,
+            );
+        }
+    }
+
+    /// The word here, for atomics; `None` unless it is 8 bytes, aligned to 8.
+    #[inline]
+    #[must_use]
+    pub fn atomic(&self) -> Option<&AtomicU64> {
+        if self.len != 8 || !self.ptr.as_ptr().addr().is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: mapped, 8 bytes, aligned; users reach it with atomic or plain stores, which the hardware keeps whole.
+        Some(unsafe { self.ptr.cast::<AtomicU64>().as_ref() })
+    }
+}

@@ -1,0 +1,297 @@
+//! What the engine keeps of users and their objects.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hyv_abi::control::QpAttr;
+use hyv_abi::queue::{
+    Cqe, INLINE_EXT, MAX_INLINE, MAX_SEND_SGE, SLOT_WORDS, SendHead, Sge, arm, seq,
+};
+use hyv_abi::types::{Access, QpState, QpType};
+
+use crate::Wake;
+use crate::mem::{Bytes, UserMemory, Words};
+use crate::table::Table;
+
+/// Names a user of the engine; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct UserId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+pub(crate) struct User {
+    pub generation: u32,
+    pub mem: Arc<UserMemory>,
+    pub wake: Arc<dyn Wake>,
+    pub pds: Table<Pd>,
+    pub mrs: Table<Mr>,
+    /// Slots of the engine's CQs.
+    pub cqs: Table<usize>,
+    /// Slots of the engine's QPs; a handle's index is the doorbell index.
+    pub qps: Table<usize>,
+    pub mr_bytes: u64,
+    pub max_mr_bytes: u64,
+}
+
+/// A protection domain: only how many objects use it.
+#[derive(Default)]
+pub(crate) struct Pd {
+    pub refs: u32,
+}
+
+pub(crate) struct Mr {
+    pub key: u32,
+    pub pd: u32,
+    pub iova: u64,
+    pub access: Access,
+    pub bytes: Bytes,
+}
+
+impl User {
+    /// The bytes that a key opens at `addr`, or `None` if anything about it is wrong.
+    #[inline]
+    pub fn open(&self, pd: u32, key: u32, addr: u64, len: u64, need: Access) -> Option<Bytes> {
+        let mr = self.mrs.at((key >> 8) as usize)?;
+        if mr.key != key || mr.pd != pd || !mr.access.contains(need) {
+            return None;
+        }
+        mr.bytes.sub(addr.checked_sub(mr.iova)?, len)
+    }
+}
+
+pub(crate) struct Cq {
+    pub user: usize,
+    pub index: u32,
+    pub ring: Words,
+    pub mask: u32,
+    pub head: u32,
+    ctrl: Words,
+    consumed: u32,
+    pub refs: u32,
+    pub overrun: bool,
+    /// In the engine's list of CQs to look after at the end of the turn.
+    pub touched: bool,
+    /// Something that a solicited-only arm waits for.
+    pub solicited: bool,
+}
+
+impl Cq {
+    pub fn new(user: usize, index: u32, ring: Words, ctrl: Words) -> Self {
+        let mask = (ring.count() / SLOT_WORDS) as u32 - 1;
+        Self {
+            user,
+            index,
+            ring,
+            mask,
+            head: 0,
+            ctrl,
+            consumed: 0,
+            refs: 0,
+            overrun: false,
+            touched: false,
+            solicited: false,
+        }
+    }
+
+    /// Writes an entry; false if the user has not polled enough of the earlier ones.
+    #[inline]
+    pub fn push(&mut self, cqe: &Cqe) -> bool {
+        if self.head.wrapping_sub(self.consumed) > self.mask {
+            self.consumed = self.ctrl.at(0).load(Ordering::Acquire) as u32;
+            if self.overrun || self.head.wrapping_sub(self.consumed) > self.mask {
+                self.overrun = true;
+                return false;
+            }
+        }
+        self.ring.publish(
+            (self.head & self.mask) as usize * SLOT_WORDS,
+            &cqe.to_words(self.head),
+        );
+        self.head = self.head.wrapping_add(1);
+        true
+    }
+
+    /// Takes the arm word if it asks for what happened. Call after a full fence.
+    pub fn take_arm(&mut self) -> bool {
+        let word = self.ctrl.at(1);
+        let fire = match word.load(Ordering::Relaxed) {
+            arm::ANY => true,
+            arm::SOLICITED => self.solicited,
+            _ => false,
+        };
+        self.solicited = false;
+        fire && word.swap(arm::NONE, Ordering::AcqRel) != arm::NONE
+    }
+}
+
+/// Why a QP's first work request waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WaitFor {
+    /// The peer has no receive posted.
+    Receive,
+    /// The peer does not answer.
+    Peer,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    pub what: WaitFor,
+    pub deadline_ns: Option<u64>,
+    pub tries: u32,
+}
+
+pub(crate) struct Qp {
+    pub user: usize,
+    pub handle: u32,
+    pub qpn: u32,
+    pub ty: QpType,
+    pub pd: u32,
+    pub sig_all: bool,
+    pub state: QpState,
+    pub attr: QpAttr,
+    pub send_cq: usize,
+    pub recv_cq: usize,
+    pub sq: Words,
+    pub sq_mask: u32,
+    pub sq_head: u32,
+    pub rq: Words,
+    pub rq_mask: u32,
+    pub rq_head: u32,
+    /// Words of a receive slot.
+    pub rq_stride: usize,
+    /// A work request that was fetched and is not done.
+    pub current: Option<Box<Wr>>,
+    pub wait: Option<Wait>,
+    pub is_hot: bool,
+    pub in_backlog: bool,
+}
+
+impl Qp {
+    #[inline]
+    pub fn doorbell(&self) -> usize {
+        crate::table::index(self.handle)
+    }
+
+    /// Word that becomes `seq(sq_head)` when the next request is posted.
+    #[inline]
+    pub fn next_sq_word(&self) -> usize {
+        (self.sq_head & self.sq_mask) as usize * SLOT_WORDS + SLOT_WORDS - 1
+    }
+
+    #[inline]
+    pub fn has_send(&self) -> bool {
+        self.sq.at(self.next_sq_word()).load(Ordering::Acquire) as u32 == seq(self.sq_head)
+    }
+
+    /// Fetches the next send work request. `None`: none posted. `Some(false)`: it makes no sense.
+    #[inline]
+    pub fn fetch(&self, wr: &mut Wr) -> Option<bool> {
+        let base = (self.sq_head & self.sq_mask) as usize * SLOT_WORDS;
+        let w = self.sq.array::<SLOT_WORDS>(base);
+        if w[7].load(Ordering::Acquire) as u32 != seq(self.sq_head) {
+            return None;
+        }
+        let at = |i: usize| w[i].load(Ordering::Relaxed);
+        let head = SendHead::from_words([at(0), at(1), at(2), at(3)]);
+        wr.head = head;
+        wr.index = self.sq_head;
+        wr.done = 0;
+        wr.total = 0;
+        wr.data[..3].copy_from_slice(&[at(4), at(5), at(6)]);
+        let slots = usize::from(head.slots);
+        let inline = head.flags & hyv_abi::queue::flags::INLINE != 0;
+        let inline_len = if inline { head.inline_len as usize } else { 0 };
+        let num_sge = usize::from(head.num_sge);
+        if inline_len > MAX_INLINE
+            || num_sge > MAX_SEND_SGE
+            || (inline && num_sge != 0)
+            || slots < SendHead::slots_for(num_sge, inline_len, false)
+            || slots > hyv_abi::queue::MAX_SLOTS
+            || slots > self.sq_mask as usize + 1
+        {
+            wr.head.slots = 1;
+            return Some(false);
+        }
+        for k in 1..slots {
+            let base = (self.sq_head.wrapping_add(k as u32) & self.sq_mask) as usize * SLOT_WORDS;
+            let ext = self.sq.array::<SLOT_WORDS>(base);
+            let data = &mut wr.data[3 + (k - 1) * (INLINE_EXT / 8)..];
+            for (to, from) in data.iter_mut().zip(&ext[..SLOT_WORDS - 1]) {
+                *to = from.load(Ordering::Relaxed);
+            }
+        }
+        Some(true)
+    }
+
+    /// Reads the next receive work request. `None`: none posted.
+    #[inline]
+    pub fn peek_recv(&self) -> Option<Recv> {
+        let base = (self.rq_head & self.rq_mask) as usize * self.rq_stride;
+        let last = self
+            .rq
+            .at(base + self.rq_stride - 1)
+            .load(Ordering::Acquire);
+        if last as u32 != seq(self.rq_head) {
+            return None;
+        }
+        let num_sge = ((last >> 32) as usize).min((self.rq_stride - 2) / 2);
+        Some(Recv {
+            wr_id: self.rq.at(base).load(Ordering::Relaxed),
+            base,
+            num_sge,
+        })
+    }
+
+    #[inline]
+    pub fn recv_sge(&self, recv: &Recv, i: usize) -> Sge {
+        let at = recv.base + 1 + 2 * i;
+        Sge::from_words([
+            self.rq.at(at).load(Ordering::Relaxed),
+            self.rq.at(at + 1).load(Ordering::Relaxed),
+        ])
+    }
+}
+
+/// A receive work request, still in its slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recv {
+    pub wr_id: u64,
+    pub base: usize,
+    pub num_sge: usize,
+}
+
+/// A send work request, copied out of its slots once.
+pub(crate) struct Wr {
+    pub head: SendHead,
+    /// Position of its head slot.
+    pub index: u32,
+    /// Bytes moved so far.
+    pub done: u64,
+    /// Bytes of the message, once known.
+    pub total: u64,
+    /// Words 4 to 6 of the head slot, then 7 of each extension slot.
+    pub data: [u64; 3 + 7 * 7],
+}
+
+impl Wr {
+    pub fn new() -> Self {
+        Self {
+            head: SendHead::from_words([0; 4]),
+            index: 0,
+            done: 0,
+            total: 0,
+            data: [0; 52],
+        }
+    }
+
+    #[inline]
+    pub fn sge(&self, i: usize) -> Sge {
+        if i == 0 {
+            return Sge::from_words([self.data[0], self.data[1]]);
+        }
+        let (slot, k) = ((i - 1) / 3, (i - 1) % 3);
+        let at = 3 + slot * 7 + 2 * k;
+        Sge::from_words([self.data[at], self.data[at + 1]])
+    }
+}
