@@ -1,0 +1,8 @@
+//! Limits, each with its reason.
+
+/// Oldest QEMU: AVX2 under TCG came with 7.2, and `query-stats` (counting VM exits) with 7.1.
+pub const MIN_QEMU: (u32, u32) = (7, 2);
+
+/// End-to-end tests at once. Each one runs guest, engine and client; more than one of them on a small
+/// machine makes the time limits mean nothing.
+pub const E2E_AT_ONCE: &str = "1";
