@@ -15,6 +15,9 @@ use hyv_verbs::{HostGone, Platform};
 use crate::time::{Instant, now_ns};
 use crate::{layout, memory, rt};
 
+/// From this size on memory is not taken from the heap.
+const LARGE: usize = crate::layout::LARGE_PAGE as usize;
+
 /// This guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest;
@@ -37,11 +40,19 @@ unsafe impl Platform for Guest {
     }
 
     fn alloc_dma(&self, layout: Layout) -> Option<NonNull<u8>> {
+        // Large regions come from RAM that nobody touched: already zero, on large pages, and not from the heap's share.
+        if layout.size() >= LARGE && layout.align() <= LARGE {
+            return memory::take(layout.size()).map(|m| NonNull::from(m).cast());
+        }
         // SAFETY: the trait says that the layout is not empty.
         NonNull::new(unsafe { alloc_zeroed(layout) })
     }
 
     unsafe fn free_dma(&self, ptr: NonNull<u8>, layout: Layout) {
+        // A large region was given for good: appliances make theirs once.
+        if layout.size() >= LARGE && layout.align() <= LARGE {
+            return;
+        }
         // SAFETY: the caller's promise is that of `dealloc`: `alloc_dma` took it from the same heap.
         unsafe { dealloc(ptr.as_ptr(), layout) };
     }

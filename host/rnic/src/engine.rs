@@ -63,6 +63,8 @@ pub struct Engine {
     pub(crate) dozing: bool,
     /// CQs that got entries in this turn.
     pub(crate) touched: Vec<usize>,
+    /// QPs that lost a completion while a work request runs: they fail once it is over.
+    pub(crate) doomed: Vec<usize>,
     pub(crate) counters: Counters,
     pub(crate) src: Vec<Bytes>,
     pub(crate) dst: Vec<Bytes>,
@@ -103,6 +105,7 @@ impl Engine {
             qpn_generation: 0,
             dozing: false,
             touched: Vec::with_capacity(64),
+            doomed: Vec::new(),
             counters: Counters::default(),
             src: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
             dst: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
@@ -318,6 +321,8 @@ impl Engine {
     pub(crate) fn run(&mut self, slot: usize) -> usize {
         match self.qp(slot).state {
             QpState::Rts => {}
+            // Draining: what has begun is finished, nothing else begins (IBA 1.4, 10.3.1.5).
+            QpState::Sqd if self.qp(slot).current.is_some() => {}
             QpState::Err => {
                 self.flush(slot);
                 return 0;
@@ -343,6 +348,8 @@ impl Engine {
             let qp = self.qp_mut(slot);
             if let Some(current) = qp.current.take() {
                 wr = current;
+            } else if qp.state != QpState::Rts {
+                break;
             } else {
                 match qp.fetch(&mut wr) {
                     None => break,
@@ -379,20 +386,29 @@ impl Engine {
                     break;
                 }
                 Step::Wait(what) => {
-                    // What was copied stays valid; a request that moved nothing is fetched again, which costs no box.
-                    if wr.done > 0 {
-                        self.qp_mut(slot).current =
-                            Some(std::mem::replace(&mut wr, Box::new(Wr::new())));
-                    }
                     if self.wait(slot, &wr, what) {
                         paused = true;
+                        // What was copied stays valid; a request that moved nothing is fetched again, which costs no box.
+                        if wr.done > 0 {
+                            self.qp_mut(slot).current =
+                                Some(std::mem::replace(&mut wr, Box::new(Wr::new())));
+                        }
                     }
                     break;
                 }
                 Step::Failed => break,
             }
+            if !self.doomed.is_empty() {
+                break;
+            }
         }
         self.scratch = Some(wr);
+        while let Some(lost) = self.doomed.pop() {
+            self.raise(lost, summary::QP_FATAL);
+            if self.qp(lost).state != QpState::Err {
+                self.set_error(lost);
+            }
+        }
         self.rewatch(slot, paused);
         moved as usize
     }
@@ -461,21 +477,27 @@ impl Engine {
 
     /// Puts a QP into the error state by the device's own doing: an event says so.
     pub(crate) fn fail(&mut self, slot: usize, kind: u64) {
-        if self.qp(slot).state == QpState::Err {
-            return;
+        if self.qp(slot).state != QpState::Err {
+            self.raise(slot, kind);
+            self.set_error(slot);
         }
+    }
+
+    /// Raises an event of a QP.
+    #[cold]
+    pub(crate) fn raise(&self, slot: usize, kind: u64) {
         let qp = self.qp(slot);
         let (index, user) = (qp.doorbell(), self.user(qp.user));
         let events = &user.mem.window().events;
         let words = match kind {
             summary::QP_REQUEST_ERROR => &events.qp_request_error,
             summary::QP_ACCESS_ERROR => &events.qp_access_error,
+            summary::QP_COMM_ESTABLISHED => &events.qp_comm_established,
             _ => &events.qp_fatal,
         };
         words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
         events.summary.fetch_or(kind, Ordering::SeqCst);
         user.wake.wake();
-        self.set_error(slot);
     }
 
     /// The error state: everything posted, and everything posted later, flushes.

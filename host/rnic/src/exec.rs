@@ -44,6 +44,9 @@ impl Engine {
                 _ => return Step::Wait(WaitFor::Peer),
             }
         };
+        if self.qp(peer).state == QpState::Rtr {
+            self.established(peer);
+        }
         match op {
             WrOpcode::Send | WrOpcode::SendImm => self.send(slot, peer, wr, op),
             WrOpcode::Write | WrOpcode::WriteImm => self.write(slot, peer, wr, op),
@@ -52,6 +55,15 @@ impl Engine {
             WrOpcode::SendInv | WrOpcode::LocalInv | WrOpcode::BindMw => {
                 self.complete_error(slot, wr, WcStatus::LocQpOpErr)
             }
+        }
+    }
+
+    /// A message reached a QP that may not send yet: the first one is worth an event.
+    #[cold]
+    fn established(&mut self, slot: usize) {
+        let qp = self.qp_mut(slot);
+        if !std::mem::replace(&mut qp.established, true) {
+            self.raise(slot, summary::QP_COMM_ESTABLISHED);
         }
     }
 
@@ -164,6 +176,9 @@ impl Engine {
             Ok(n) => n,
             Err(status) => return self.complete_error(slot, wr, status),
         };
+        if !self.enabled(peer, Access::REMOTE_WRITE) {
+            return self.nak(slot, peer, wr, None, Nak::InvalidRequest);
+        }
         let recv = if op == WrOpcode::WriteImm {
             match self.qp(peer).peek_recv() {
                 None => return Step::Wait(WaitFor::Receive),
@@ -195,7 +210,7 @@ impl Engine {
             Ok(n) => n,
             Err(status) => return self.complete_error(slot, wr, status),
         };
-        if self.qp(peer).attr.max_dest_rd_atomic == 0 {
+        if !self.enabled(peer, Access::REMOTE_READ) || self.qp(peer).attr.max_dest_rd_atomic == 0 {
             return self.nak(slot, peer, wr, None, Nak::InvalidRequest);
         }
         let Some(src) = self.open_remote(peer, wr, total, Access::REMOTE_READ) else {
@@ -229,7 +244,10 @@ impl Engine {
         if let Err(status) = self.open_local(slot, wr, Access::LOCAL_WRITE) {
             return self.complete_error(slot, wr, status);
         }
-        if !wr.head.remote_addr.is_multiple_of(8) || self.qp(peer).attr.max_dest_rd_atomic == 0 {
+        if !wr.head.remote_addr.is_multiple_of(8)
+            || !self.enabled(peer, Access::REMOTE_ATOMIC)
+            || self.qp(peer).attr.max_dest_rd_atomic == 0
+        {
             return self.nak(slot, peer, wr, None, Nak::InvalidRequest);
         }
         let Some(target) = self.open_remote(peer, wr, 8, Access::REMOTE_ATOMIC) else {
@@ -301,14 +319,18 @@ impl Engine {
         Ok(room)
     }
 
-    /// Opens the remote side, if the peer's QP and region allow it. A request of no bytes opens nothing and is
+    /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
+    /// opcode (IBA 1.4, table 60), and comes before any look at the key.
+    #[inline]
+    fn enabled(&self, peer: usize, need: Access) -> bool {
+        self.qp(peer).attr.access & need.bits() != 0
+    }
+
+    /// Opens the remote side, if the peer's region allows it. A request of no bytes opens nothing and is
     /// not checked (IBA 1.4, C9-88).
     #[inline]
     fn open_remote(&self, peer: usize, wr: &Wr, len: u64, need: Access) -> Option<Bytes> {
         let p = self.qp(peer);
-        if p.attr.access & need.bits() == 0 {
-            return None;
-        }
         if len == 0 {
             return Some(Bytes::EMPTY);
         }
@@ -437,7 +459,7 @@ impl Engine {
             }
             // IBA 1.4, 11.6.3: a QP whose completion is lost goes to the error state.
             if self.qp(slot).state != QpState::Err {
-                self.fail(slot, summary::QP_FATAL);
+                self.doomed.push(slot);
             }
             return;
         }

@@ -163,6 +163,8 @@ pub(crate) struct Qp {
     /// A work request that was fetched and is not done.
     pub current: Option<Box<Wr>>,
     pub wait: Option<Wait>,
+    /// The event of its first message in RTR was raised.
+    pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
 }

@@ -69,6 +69,7 @@ pub fn transition(ty: T, from: S, to: S) -> Option<Masks> {
             T::Rc => (
                 none,
                 M::AV
+                    | M::PORT
                     | M::PKEY_INDEX
                     | M::ACCESS_FLAGS
                     | M::TIMEOUT

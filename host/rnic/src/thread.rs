@@ -157,12 +157,13 @@ fn drive(cell: &EngineCell, kicks: &Kicks, spin: Duration, stop: &AtomicBool) {
     let mut idle_since = Instant::now();
     let mut turns = 0u32;
     loop {
+        // Also with work at every turn: whoever drives inline, or stops the thread, must not wait for a lull.
+        if cell.is_inline() || stop.load(Ordering::Relaxed) {
+            return;
+        }
         if driver.poll() > 0 {
             turns = 0;
             continue;
-        }
-        if cell.is_inline() {
-            return;
         }
         std::hint::spin_loop();
         turns += 1;
@@ -172,7 +173,7 @@ fn drive(cell: &EngineCell, kicks: &Kicks, spin: Duration, stop: &AtomicBool) {
             break;
         }
     }
-    if stop.load(Ordering::Relaxed) || !driver.engine().doze() {
+    if !driver.engine().doze() {
         return;
     }
     let timeout = driver.engine().next_timer_ns().map(Duration::from_nanos);

@@ -328,6 +328,7 @@ impl Engine {
             rq_stride,
             current: None,
             wait: None,
+            established: false,
             is_hot: false,
             in_backlog: false,
         }));
@@ -357,6 +358,7 @@ impl Engine {
                 qp.state = to;
                 (qp.sq_head, qp.rq_head) = (0, 0);
                 (qp.current, qp.wait) = (None, None);
+                qp.established = false;
                 self.forget(slot);
             }
             QpState::Err => self.set_error(slot),

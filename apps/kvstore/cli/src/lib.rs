@@ -1,6 +1,23 @@
-//! The parts of the `kv` command that stand on their own: file formats, statistics, the report.
+//! The `kv` command: runs the appliance, talks to it, measures it.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`commands`] | the subcommands |
+//! | [`pump`] | many requests in flight: load, read back |
+//! | [`measure`] | slices of one operation after the other, with their floor |
+//! | [`session`] | finding a running instance and connecting to it |
+//! | [`format`] | TSV and JSON lines |
+//! | [`stats`] | histograms, ratios with their intervals |
+//! | [`report`] | the JSON report |
+//! | [`values`] | sizes and times as users type them |
+//! | [`limits`] | every limit, with its reason |
 
+pub mod commands;
 pub mod format;
 pub mod limits;
+pub mod measure;
+pub mod pump;
 pub mod report;
+pub mod session;
 pub mod stats;
+pub mod values;

@@ -1,2 +1,7 @@
-//! Placeholder, replaced by the crate.
-fn main() {}
+//! See the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kvstore_cli::commands::run()
+}

@@ -1,0 +1,388 @@
+//! The client's commands: put, get, del, list, load, dump, stats, bench.
+
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use kvstore::client::Client;
+
+use crate::format::{self, Format};
+use crate::pump::{Loader, Pump};
+use crate::stats::Latencies;
+use crate::{session, values};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Where {
+    /// Instance to talk to (default: the only one that runs)
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// Port of the store
+    #[arg(long, default_value_t = 7070)]
+    port: u16,
+    /// How long to wait for the store
+    #[arg(long, value_name = "TIME", value_parser = values::duration, default_value = "10s")]
+    timeout: Duration,
+}
+
+impl Where {
+    fn connect(&self) -> Result<Client> {
+        session::connect(&session::find(self.instance.as_deref())?, self.port, self.timeout, "kv")
+    }
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct PutArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The key
+    key: String,
+    /// The value; `-` reads it from standard input
+    value: String,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct GetArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The key
+    key: String,
+    /// Print the version too, on standard error
+    #[arg(long)]
+    version: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct DelArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The key
+    key: String,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct StatsArgs {
+    #[command(flatten)]
+    place: Where,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct LoadArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The file; `-` is standard input
+    file: PathBuf,
+    /// Its format (default: by its ending, .tsv or .jsonl)
+    #[arg(long)]
+    format: Option<Format>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct DumpArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The file; `-` is standard output
+    file: PathBuf,
+    /// Its format (default: by its ending, .tsv or .jsonl)
+    #[arg(long)]
+    format: Option<Format>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    place: Where,
+    /// How long to measure each operation
+    #[arg(long = "for", value_name = "TIME", value_parser = values::duration, default_value = "3s")]
+    time: Duration,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 100)]
+    value_size: usize,
+    /// Requests outstanding at once, 1 to 16
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    in_flight: u8,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn put(args: &PutArgs) -> Result<ExitCode> {
+    let value = if args.value == "-" {
+        let mut value = Vec::new();
+        // One byte more than fits, so that too much is noticed and not stored cut off.
+        io::stdin().take(kvstore::limits::MAX_VALUE_BYTES as u64 + 1).read_to_end(&mut value)?;
+        value
+    } else {
+        args.value.clone().into_bytes()
+    };
+    args.place.connect()?.put(args.key.as_bytes(), &value)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn get(args: &GetArgs) -> Result<ExitCode> {
+    let Some(object) = args.place.connect()?.get(args.key.as_bytes())? else {
+        eprintln!("error: no such key: {}", args.key);
+        return Ok(ExitCode::FAILURE);
+    };
+    if args.version {
+        eprintln!("version {}", object.version);
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(&object.value)?;
+    if out.is_terminal() && !object.value.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn del(args: &DelArgs) -> Result<ExitCode> {
+    if args.place.connect()?.del(args.key.as_bytes())?.is_none() {
+        eprintln!("error: no such key: {}", args.key);
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Calls `each` with every key.
+fn all_keys(client: &mut Client, mut each: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+    let mut cursor = Some(0);
+    while let Some(at) = cursor {
+        let page = client.list(at)?;
+        page.keys.into_iter().try_for_each(&mut each)?;
+        cursor = page.next;
+    }
+    Ok(())
+}
+
+pub(super) fn list(args: &ListArgs) -> Result<ExitCode> {
+    let mut client = args.place.connect()?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    all_keys(&mut client, |key| {
+        out.write_all(&key)?;
+        Ok(out.write_all(b"\n")?)
+    })?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn stats(args: &StatsArgs) -> Result<ExitCode> {
+    let stats = args.place.connect()?.stats()?;
+    if args.json {
+        let map: serde_json::Map<String, serde_json::Value> =
+            stats.fields().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+        println!("{}", serde_json::Value::from(map));
+    } else {
+        for (name, value) in stats.fields() {
+            let human = if name.ends_with("_bytes") { format!("  ({})", values::bytes(value)) } else { String::new() };
+            println!("{name:<20} {value}{human}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line on standard error that is written over, if that is a terminal.
+pub(super) struct Progress {
+    shown: Instant,
+    terminal: bool,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        Self { shown: Instant::now(), terminal: io::stderr().is_terminal() }
+    }
+
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
+        if self.terminal && self.shown.elapsed() > Duration::from_millis(200) {
+            self.shown = Instant::now();
+            eprint!("\r\x1b[K{}", text());
+        }
+    }
+
+    pub fn end(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Loads a file. Gives the records stored; on the first that cannot be, an error that says how many were.
+pub(super) fn load_file(
+    pump: &mut Pump<'_>,
+    path: &std::path::Path,
+    format: Option<Format>,
+    stop: &AtomicBool,
+    mut seen: impl FnMut(&[u8], &[u8]),
+) -> Result<u64> {
+    let mut reader = format::open(path, format)?;
+    let mut record = format::Record::default();
+    let mut progress = Progress::new();
+    let start = Instant::now();
+    let mut loader = Loader::new(pump);
+    let failed = loop {
+        if stop.load(Ordering::Relaxed) {
+            break Some(anyhow::anyhow!("{}: interrupted before line {}", path.display(), record.line + 1));
+        }
+        match reader.read_into(&mut record) {
+            Ok(true) => {}
+            Ok(false) => break None,
+            Err(e) => break Some(e.into()),
+        }
+        if let Err(e) = loader.put(&record.key, &record.value, record.line) {
+            break Some(anyhow::Error::from(e).context(path.display().to_string()));
+        }
+        seen(&record.key, &record.value);
+        progress.show(|| {
+            let n = loader.stored();
+            format!("loading: {n} records, {:.0}/s", n as f64 / start.elapsed().as_secs_f64())
+        });
+    };
+    let (stored, failed) = match failed {
+        None => match loader.finish() {
+            Ok(n) => (n, None),
+            Err(e) => (loader.drain(), Some(anyhow::Error::from(e).context(path.display().to_string()))),
+        },
+        Some(e) => (loader.drain(), Some(e)),
+    };
+    progress.end();
+    match failed {
+        None => Ok(stored),
+        Some(e) => Err(e.context(format!("{stored} records were stored, then"))),
+    }
+}
+
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // A second one ends at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+    }
+    Ok(stop)
+}
+
+pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
+    // A missing file or an unknown ending shows before anything is connected.
+    drop(if format::is_standard(&args.file) { None } else { Some(format::open(&args.file, args.format)?) });
+    let stop = stop_on_signals()?;
+    let mut client = args.place.connect()?;
+    let start = Instant::now();
+    let mut pump = Pump { client: &mut client, inline: None };
+    let n = load_file(&mut pump, &args.file, args.format, &stop, |_, _| {})?;
+    let s = start.elapsed().as_secs_f64();
+    eprintln!("{n} records stored in {s:.2} s ({:.0}/s)", n as f64 / s);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let mut client = args.place.connect()?;
+    let mut out = format::create(&args.file, args.format)?;
+    let mut progress = Progress::new();
+    let mut cursor = Some(0);
+    while let Some(at) = cursor {
+        let page = client.list(at)?;
+        let mut pump = Pump { client: &mut client, inline: None };
+        crate::pump::read_all(&mut pump, page.keys.iter().map(Vec::as_slice), |key, value| -> Result<()> {
+            // A key removed since its page was made is not there any more.
+            if let Some(value) = value {
+                out.write(key, value)?;
+            }
+            Ok(())
+        })?;
+        if stop.load(Ordering::Relaxed) {
+            progress.end();
+            bail!("interrupted after {} records; {} was not changed", out.written(), args.file.display());
+        }
+        progress.show(|| format!("dumping: {} records", out.written()));
+        cursor = page.next;
+    }
+    progress.end();
+    let n = out.written();
+    out.finish()?;
+    eprintln!("{n} records written");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    const KEYS: usize = 1_000;
+    if args.value_size > kvstore::limits::MAX_VALUE_BYTES {
+        bail!("--value-size {}: a value has at most {} bytes", args.value_size, kvstore::limits::MAX_VALUE_BYTES);
+    }
+    let mut client = args.place.connect()?;
+    let value: Vec<u8> = (0..args.value_size).map(|i| i as u8).collect();
+    let keys: Vec<Vec<u8>> = (0..KEYS).map(|i| format!("bench:{i:016}").into_bytes()).collect();
+    for key in &keys {
+        client.put(key, &value)?;
+    }
+    let mut results = serde_json::Map::new();
+    for put in [false, true] {
+        let mut all = Latencies::new();
+        let mut started = vec![Instant::now(); client.window()];
+        let begin = Instant::now();
+        let mut i = 0usize;
+        loop {
+            let on = begin.elapsed() < args.time;
+            while on && client.outstanding() < usize::from(args.in_flight) {
+                i = i.wrapping_mul(5).wrapping_add(7);
+                let key = &keys[i % KEYS];
+                let now = Instant::now();
+                let tag = if put {
+                    client.start_put(key, &value)
+                } else if value.len() > kvstore::limits::EAGER_VALUE_BYTES {
+                    client.start_get_large(key)
+                } else {
+                    client.start_get(key)
+                };
+                match tag {
+                    Ok(tag) => started[usize::from(tag)] = now,
+                    Err(kvstore::client::ClientError::WindowFull) => break,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            if client.outstanding() == 0 {
+                break;
+            }
+            let mut failed = None;
+            client.wait(|tag, reply| {
+                all.record(started[usize::from(tag)].elapsed().as_nanos() as u64);
+                if let Err(e) = reply {
+                    failed = Some(e);
+                }
+            })?;
+            if let Some(e) = failed {
+                return Err(e.into());
+            }
+        }
+        let s = all.summary(begin.elapsed());
+        let name = if put { "put" } else { "get" };
+        if args.json {
+            results.insert(name.to_owned(), serde_json::to_value(s)?);
+        } else {
+            println!(
+                "{name}: {:>10.0} ops/s   p50 {}   p99 {}   p99.9 {}   max {}",
+                s.ops_per_s,
+                values::nanos(s.p50_ns),
+                values::nanos(s.p99_ns),
+                values::nanos(s.p999_ns),
+                values::nanos(s.max_ns)
+            );
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::Value::from(results));
+    }
+    Ok(ExitCode::SUCCESS)
+}

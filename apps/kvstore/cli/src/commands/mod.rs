@@ -1,0 +1,100 @@
+//! The subcommands of `kv`.
+
+mod appliance;
+mod bench;
+mod client;
+mod native;
+
+use std::io::{ErrorKind, IsTerminal};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// A key-value store in a unikernel, served over RDMA.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Boot the store as a unikernel in QEMU and serve until Ctrl-C; with --verify, --bench or --json do that and end
+    Appliance(appliance::Args),
+    /// Store a value
+    Put(client::PutArgs),
+    /// Print a key's value
+    Get(client::GetArgs),
+    /// Remove a key
+    Del(client::DelArgs),
+    /// Print all keys, one a line
+    List(client::ListArgs),
+    /// Store every record of a file
+    Load(client::LoadArgs),
+    /// Write every record to a file that `load` reads
+    Dump(client::DumpArgs),
+    /// Print the server's counters
+    Stats(client::StatsArgs),
+    /// Measure GET and PUT from this process
+    Bench(client::BenchArgs),
+    /// Serve a store from a Linux process on a running instance's device
+    NativeServer(native::Args),
+}
+
+/// Runs the command line; gives the exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let mut command = Cli::command();
+    // `run.sh` says what the user typed.
+    if let Some(name) = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok()) {
+        let appliance = name.ends_with("kvstore");
+        command = if appliance {
+            command.mut_subcommand("appliance", |c| c.bin_name(name))
+        } else {
+            command.bin_name(name)
+        };
+    }
+    let cli = match command.try_get_matches().and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    let result = match cli.command {
+        Command::Appliance(args) => appliance::run(&args),
+        Command::Put(args) => client::put(&args),
+        Command::Get(args) => client::get(&args),
+        Command::Del(args) => client::del(&args),
+        Command::List(args) => client::list(&args),
+        Command::Load(args) => client::load(&args),
+        Command::Dump(args) => client::dump(&args),
+        Command::Stats(args) => client::stats(&args),
+        Command::Bench(args) => client::bench(&args),
+        Command::NativeServer(args) => native::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        // Whoever reads us has enough, as `head` does.
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
+}
+
+/// Starts logging at a level (`error`, `warn`, `info`, `debug`, `trace`, or a filter like `hyv_host=debug`).
+fn start_log(level: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .map_err(|e| anyhow::anyhow!("--log {level}: {e}; say error, warn, info, debug or trace"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
+    Ok(())
+}

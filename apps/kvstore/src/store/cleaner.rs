@@ -1,0 +1,411 @@
+//! The cleaner: frees segments by moving what is live in them to survivors.
+//!
+//! It works on one victim at a time, in slices, with all state between slices in [`Cleaner`]. A victim that was begun is always
+//! finished: the live entries of any segment fit one free segment, and one is kept for that.
+
+use super::entry::{
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, STATE_LIVE, clear_live, entry_bytes, key_at,
+    seal_checksum, version_at,
+};
+use super::mem::store_u64;
+use super::segment::{SEGMENT_HEADER_BYTES, Segment, State, Target};
+use super::table::Table;
+use super::{Store, StoreError};
+use crate::limits::{
+    CLEANER_RESERVE_SEGMENTS, MAX_SYNC_VICTIMS, SEGMENTS_PER_REGION, SLACK_FRACTION,
+};
+use core::ops::Range;
+
+/// What looking at one entry is charged to a slice, in bytes: a cache line of the log and one of the table.
+const SCAN_COST_BYTES: usize = 64;
+
+/// What a victim must give to be worth it, in halves of a segment's 1/[`SLACK_FRACTION`].
+const LEAST_GAIN_IN_BACKGROUND: u64 = 2;
+const LEAST_GAIN_FOR_WRITE: u64 = 1;
+
+#[derive(Debug, Default)]
+pub(crate) struct Cleaner {
+    victim: Option<Victim>,
+    /// Dead objects in the log, over all segments.
+    pub(crate) dead_objects: u64,
+    /// Bytes that died since the store was opened.
+    died_bytes: u64,
+    /// Cleaning for a write is not tried again before this many bytes have died: the last try freed nothing.
+    futile_until: u64,
+    /// The same for cleaning in the background, where the last look found no victim that is worth it.
+    idle_until: u64,
+    pub(crate) segments_cleaned: u64,
+    pub(crate) bytes_moved: u64,
+    pub(crate) bytes_freed: u64,
+    pub(crate) tombstones_dropped: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Victim {
+    segment: u32,
+    /// Offset of the next entry, relative to the segment.
+    cursor: usize,
+}
+
+/// What a slice of cleaning did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CleanProgress {
+    /// Bytes copied to survivors.
+    pub moved_bytes: u64,
+    /// Segments cleaned to the end.
+    pub segments_cleaned: u64,
+    /// What is left to do.
+    pub state: CleanState,
+}
+
+/// What is left to do after a slice of cleaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CleanState {
+    /// Nothing for now.
+    Idle,
+    /// The budget ran out before the work did.
+    More,
+    /// Waits for a pinned segment.
+    Blocked,
+}
+
+enum Step {
+    Finished,
+    OutOfBudget,
+    Blocked,
+}
+
+impl Cleaner {
+    pub(crate) fn note_death(&mut self, bytes: usize) {
+        self.died_bytes += bytes as u64;
+    }
+}
+
+impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
+    /// Cleans for about `budget_bytes` of copying (at least one entry), if segments are getting scarce. Call it between
+    /// requests: then writes seldom have to clean for themselves.
+    pub fn clean(&mut self, budget_bytes: usize) -> CleanProgress {
+        let (moved, cleaned) = (self.cleaner.bytes_moved, self.cleaner.segments_cleaned);
+        let mut spent = 0;
+        let state = loop {
+            if !self.wants_cleaning() {
+                break CleanState::Idle;
+            }
+            if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_IN_BACKGROUND) {
+                if self.waits_for_pins(LEAST_GAIN_IN_BACKGROUND) {
+                    break CleanState::Blocked;
+                }
+                self.cleaner.idle_until = self.cleaner.died_bytes + self.least_gain(1);
+                break CleanState::Idle;
+            }
+            if spent >= budget_bytes && spent > 0 {
+                break CleanState::More;
+            }
+            match self.advance(&mut spent, budget_bytes) {
+                Step::Finished => {}
+                Step::OutOfBudget => break CleanState::More,
+                Step::Blocked => break CleanState::Blocked,
+            }
+        };
+        CleanProgress {
+            moved_bytes: self.cleaner.bytes_moved - moved,
+            segments_cleaned: self.cleaner.segments_cleaned - cleaned,
+            state,
+        }
+    }
+
+    /// Whether [`Self::clean`] has something to do: cheap, for an idle loop.
+    #[must_use]
+    pub fn wants_cleaning(&self) -> bool {
+        self.is_cleaning()
+            || (self.log.free_segments() < self.low_water()
+                && self.cleaner.died_bytes >= self.cleaner.idle_until)
+    }
+
+    /// Free segments below which the cleaner works. Few: the longer it waits, the more of what it finds is dead.
+    fn low_water(&self) -> usize {
+        CLEANER_RESERVE_SEGMENTS + 2 + self.log.layout.segments / SEGMENTS_PER_REGION
+    }
+
+    /// Cleans until a segment is free beyond the cleaner's reserve. Errors: nothing (more) to gain, or only pinned segments.
+    pub(crate) fn clean_for_write(&mut self) -> Result<(), StoreError> {
+        if !self.is_cleaning() && self.cleaner.died_bytes < self.cleaner.futile_until {
+            return Err(self.full());
+        }
+        for _ in 0..MAX_SYNC_VICTIMS {
+            if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_FOR_WRITE) {
+                if self.waits_for_pins(LEAST_GAIN_FOR_WRITE) {
+                    return Err(StoreError::Busy);
+                }
+                break;
+            }
+            if let Step::Blocked = self.advance(&mut 0, usize::MAX) {
+                return Err(StoreError::Busy);
+            }
+            if self.log.free_segments() > CLEANER_RESERVE_SEGMENTS {
+                return Ok(());
+            }
+        }
+        let segment_bytes = self.log.layout.segment_bytes() as u64;
+        self.cleaner.futile_until = self.cleaner.died_bytes + segment_bytes / SLACK_FRACTION as u64;
+        Err(self.full())
+    }
+
+    /// Whether a victim has been begun and is not finished.
+    pub(crate) fn is_cleaning(&self) -> bool {
+        self.cleaner.victim.is_some()
+    }
+
+    /// The part of the region that is a victim's and already cleaned.
+    pub(crate) fn cleaned_of_victim(&self) -> Range<usize> {
+        self.cleaner.victim.map_or(0..0, |victim| {
+            let start = self.log.layout.segment_offset(victim.segment);
+            start..start + victim.cursor
+        })
+    }
+
+    /// Whether segments would be freed, or worth cleaning, if nothing pinned them.
+    fn waits_for_pins(&self, least_gain: u64) -> bool {
+        let least = self.least_gain(least_gain);
+        self.log.segments.iter().any(|segment| {
+            segment.state == State::Quarantined
+                || (segment.state == State::Sealed
+                    && segment.pins > 0
+                    && self.gain(segment) >= least)
+        })
+    }
+
+    fn least_gain(&self, halves: u64) -> u64 {
+        let segment_bytes = self.log.layout.segment_bytes() as u64;
+        (segment_bytes * halves / (2 * SLACK_FRACTION as u64)).max(1)
+    }
+
+    /// Bytes that cleaning `segment` is expected to free.
+    fn gain(&self, segment: &Segment) -> u64 {
+        let payload = (self.log.layout.segment_bytes() - SEGMENT_HEADER_BYTES) as u64;
+        payload.saturating_sub(self.kept(segment))
+    }
+
+    /// Bytes that cleaning `segment` is expected to move. How many tombstones are still needed shows only when they are looked
+    /// at; a bucket without dead objects needs none, and dead objects spread over the buckets.
+    fn kept(&self, segment: &Segment) -> u64 {
+        let dead = self.cleaner.dead_objects;
+        let buckets = self.log.layout.buckets as u64;
+        let needed = u64::from(segment.tombstones).saturating_mul(dead) / (dead + buckets);
+        u64::from(segment.live) + needed
+    }
+
+    /// Chooses the segment whose cleaning pays best: benefit (space, and how long it is likely to stay as it is) over cost,
+    /// as in RAMCloud, but with the root of the age. With one survivor for data of all ages that moves fewest bytes per byte
+    /// written: at 90% utilisation 5.6 (age itself 7.5, no age 4.9) when all keys are overwritten alike, and 3.0 (5.1, 5.0)
+    /// when a tenth of the keys gets nine tenths of the writes. Segments that give less than `least_gain` are left alone.
+    fn select_victim(&mut self, least_gain: u64) -> bool {
+        let segment_bytes = self.log.layout.segment_bytes() as u64;
+        let least = self.least_gain(least_gain);
+        let spare = self.log.free_segments() > CLEANER_RESERVE_SEGMENTS;
+        let now = self.log.segments_opened;
+        let best = self
+            .log
+            .segments
+            .iter()
+            .enumerate()
+            // A pinned victim is not free when it is done, which needs a segment to spare.
+            .filter(|(_, segment)| {
+                segment.state == State::Sealed
+                    && segment.open_reservations == 0
+                    && (segment.pins == 0 || spare)
+            })
+            .filter_map(|(index, segment)| {
+                let (gain, kept) = (self.gain(segment), self.kept(segment));
+                if gain < least {
+                    return None;
+                }
+                let age = (now.saturating_sub(segment.epoch) + 1).isqrt();
+                let benefit = gain.saturating_mul(age).saturating_mul(1024);
+                // Nothing to move: free at once, whatever its age.
+                let score = match kept {
+                    0 => u64::MAX,
+                    _ => benefit / (segment_bytes + kept),
+                };
+                Some((score, index as u32))
+            })
+            .max();
+        let Some((_, index)) = best else {
+            return false;
+        };
+        self.log.segments[index as usize].state = State::Victim;
+        self.cleaner.victim = Some(Victim {
+            segment: index,
+            cursor: SEGMENT_HEADER_BYTES,
+        });
+        true
+    }
+
+    /// Cleans the victim until it is done or `spent` has reached `budget`.
+    fn advance(&mut self, spent: &mut usize, budget: usize) -> Step {
+        let Some(Victim {
+            segment,
+            mut cursor,
+        }) = self.cleaner.victim
+        else {
+            return Step::Finished;
+        };
+        let start = self.log.layout.segment_offset(segment);
+        let used = self.log.segments[segment as usize].used as usize;
+        while cursor < used {
+            if *spent >= budget && *spent > 0 {
+                return Step::OutOfBudget;
+            }
+            let moved = self
+                .readable(segment, start + cursor, used - cursor)
+                .map(|header| (header, self.clean_entry(start + cursor, &header, segment)));
+            let Some((header, moved)) = moved else {
+                return self.give_up(segment);
+            };
+            match moved {
+                Moved::Bytes(bytes) => *spent += SCAN_COST_BYTES + bytes,
+                Moved::Blocked => return Step::Blocked,
+                Moved::Lost => return self.give_up(segment),
+            }
+            cursor += header.total_bytes();
+            self.cleaner.victim = Some(Victim { segment, cursor });
+        }
+        self.cleaner.victim = None;
+        self.cleaner.segments_cleaned += 1;
+        self.log.retire(self.region.as_mut(), segment);
+        Step::Finished
+    }
+
+    /// The header at `offset`, if it is one of this segment's and ends within `room`.
+    fn readable(&self, segment: u32, offset: usize, room: usize) -> Option<EntryHeader> {
+        let header = EntryHeader::parse(&self.region.as_ref()[offset..]).ok()?;
+        let generation = self.log.segments[segment as usize].generation;
+        (header.generation() == generation && header.total_bytes() <= room).then_some(header)
+    }
+
+    /// Leaves a segment alone whose entries cannot be followed: what the table refers to in it still serves reads.
+    #[cold]
+    fn give_up(&mut self, segment: u32) -> Step {
+        self.log.segments[segment as usize].state = State::Damaged;
+        self.cleaner.victim = None;
+        Step::Finished
+    }
+
+    fn clean_entry(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
+        match header.kind {
+            EntryKind::Object if header.is_live() => self.move_object(entry, header, victim),
+            EntryKind::Object => {
+                let mem = self.region.as_mut();
+                let hash = super::hash64(self.seed, key_at(mem, entry));
+                self.table.uncount_dead(mem, hash);
+                self.cleaner.dead_objects = self.cleaner.dead_objects.saturating_sub(1);
+                self.cleaner.bytes_freed += header.total_bytes() as u64;
+                Moved::Bytes(0)
+            }
+            EntryKind::Tombstone => self.move_tombstone(entry, header, victim),
+            _ => Moved::Bytes(0),
+        }
+    }
+
+    fn survivor_room(&mut self, bytes: usize) -> bool {
+        self.log.fits(Target::Survivor, bytes)
+            || self
+                .log
+                .roll(self.region.as_mut(), Target::Survivor, self.safe_version)
+    }
+
+    fn move_object(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
+        let bytes = header.total_bytes();
+        let mem = self.region.as_ref();
+        let hash = super::hash64(self.seed, key_at(mem, entry));
+        let Some(slot) = self.table.find(mem, hash, |found| found == entry) else {
+            return Moved::Lost;
+        };
+        if !self.survivor_room(bytes) {
+            return Moved::Blocked;
+        }
+        let mem = self.region.as_mut();
+        let Some((to, generation)) = self.log.append(mem, Target::Survivor, bytes) else {
+            return Moved::Blocked;
+        };
+        mem.copy_within(entry + 8..entry + bytes, to + 8);
+        store_u64(mem, to, generation << 1 | STATE_LIVE);
+        clear_live(mem, entry);
+        Table::redirect(mem, slot.at, to);
+        self.log.segment_at(to).live += bytes as u32;
+        let from = &mut self.log.segments[victim as usize];
+        from.live -= bytes as u32;
+        let epoch = from.epoch;
+        self.log.bytes.dead += bytes as u64;
+        self.moved(bytes, epoch)
+    }
+
+    fn move_tombstone(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
+        let bytes = entry_bytes(usize::from(header.key_len), 0);
+        if self.tombstone_needed(entry, header) {
+            if !self.survivor_room(bytes) {
+                return Moved::Blocked;
+            }
+            let mem = self.region.as_mut();
+            let Some((to, generation)) = self.log.append(mem, Target::Survivor, bytes) else {
+                return Moved::Blocked;
+            };
+            let end = entry + ENTRY_HEADER_BYTES + usize::from(header.key_len);
+            mem.copy_within(entry..end, to);
+            // One that was made in place leaves its value behind here.
+            let header = EntryHeader {
+                state: generation << 1,
+                flags: 0,
+                value_len: 0,
+                ..*header
+            };
+            let new = &mut mem[to..to + bytes];
+            header.emit(new);
+            seal_checksum(new, &header);
+            self.log.segment_at(to).tombstones += bytes as u32;
+            self.log.bytes.tombstones += bytes as u64;
+            let epoch = self.log.segments[victim as usize].epoch;
+            self.forget_tombstone(victim, bytes);
+            self.moved(bytes, epoch)
+        } else {
+            self.forget_tombstone(victim, bytes);
+            self.cleaner.tombstones_dropped += 1;
+            self.cleaner.bytes_freed += bytes as u64;
+            Moved::Bytes(0)
+        }
+    }
+
+    fn forget_tombstone(&mut self, victim: u32, bytes: usize) {
+        self.log.segments[victim as usize].tombstones -= bytes as u32;
+        self.log.bytes.tombstones -= bytes as u64;
+        self.log.bytes.dead += bytes as u64;
+    }
+
+    fn moved(&mut self, bytes: usize, epoch: u64) -> Moved {
+        self.log.age_survivor(bytes, epoch);
+        self.cleaner.bytes_moved += bytes as u64;
+        Moved::Bytes(bytes)
+    }
+
+    /// A tombstone hides dead versions of its key from a replay. It is needless when none lies in the log, or when the key
+    /// exists again: then the newer object hides them.
+    fn tombstone_needed(&self, entry: usize, header: &EntryHeader) -> bool {
+        let mem = self.region.as_ref();
+        let key = key_at(mem, entry);
+        let hash = self.hash(key);
+        self.table.dead_count(mem, hash) > 0
+            && self
+                .lookup(hash, key)
+                .is_none_or(|slot| version_at(mem, slot.entry) <= header.version)
+    }
+}
+
+/// What became of one entry of a victim.
+enum Moved {
+    /// Done, with so many bytes copied.
+    Bytes(usize),
+    /// No survivor to move to.
+    Blocked,
+    /// Live, but the table does not know it.
+    Lost,
+}

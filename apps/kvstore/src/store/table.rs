@@ -1,0 +1,268 @@
+//! The hash table: 64-byte buckets of eight slots, chained where eight are not enough.
+//!
+//! A slot is a u64: bits 63..48 a tag (never 0), bit 47 the chain bit, bits 46..0 an offset in the region. An empty slot is 0.
+//! With the chain bit the last slot of a bucket holds no entry but the offset of an overflow bucket. A chain is dense: slots
+//! are filled in order, and the last slot of the last bucket may hold an entry.
+//!
+//! The bucket is chosen by the high bits of the hash (so bucket order is hash order, which makes cursors stable), the tag
+//! is its low bits.
+
+use super::layout::{Layout, SUPERBLOCK_BYTES};
+use super::mem::{load_u32, load_u64, store_u32, store_u64};
+
+/// Bytes of a bucket: a cache line.
+pub const BUCKET_BYTES: usize = 64;
+const SLOTS: usize = 8;
+const LAST: usize = 8 * (SLOTS - 1);
+const CHAIN: u64 = 1 << 47;
+const OFFSET: u64 = CHAIN - 1;
+
+/// The 16-bit tag of `hash`. Never 0, so that a used slot cannot look empty.
+#[inline(always)]
+const fn tag(hash: u64) -> u64 {
+    let tag = hash & 0xffff;
+    if tag == 0 { 1 } else { tag }
+}
+
+/// Where an entry was found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    /// Offset of the slot.
+    pub(crate) at: usize,
+    /// Offset of the entry that it refers to.
+    pub(crate) entry: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    buckets: u64,
+    counters: usize,
+    /// First of the recycled overflow buckets, linked through their first word; 0: none.
+    recycled: usize,
+    recycled_count: usize,
+    /// Overflow buckets never used so far.
+    fresh: usize,
+    fresh_end: usize,
+    /// Overflow buckets in chains.
+    used: usize,
+}
+
+impl Table {
+    pub(crate) fn new(layout: &Layout) -> Self {
+        Self {
+            buckets: layout.buckets as u64,
+            counters: layout.counters,
+            recycled: 0,
+            recycled_count: 0,
+            fresh: layout.overflow,
+            fresh_end: layout.log,
+            used: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn bucket_index(&self, hash: u64) -> u64 {
+        ((u128::from(hash) * u128::from(self.buckets)) >> 64) as u64
+    }
+
+    #[inline(always)]
+    fn bucket(&self, hash: u64) -> usize {
+        SUPERBLOCK_BYTES + self.bucket_index(hash) as usize * BUCKET_BYTES
+    }
+
+    /// The smallest hash that falls into the bucket after that of `hash`; none after the last.
+    pub(crate) fn next_bucket(&self, hash: u64) -> Option<u64> {
+        let next = self.bucket_index(hash) + 1;
+        (next < self.buckets)
+            .then(|| (u128::from(next) << 64).div_ceil(u128::from(self.buckets)) as u64)
+    }
+
+    /// Finds the slot of `hash` whose entry satisfies `matches`.
+    #[inline(always)]
+    pub(crate) fn find(
+        &self,
+        mem: &[u8],
+        hash: u64,
+        mut matches: impl FnMut(usize) -> bool,
+    ) -> Option<Slot> {
+        // Tag and a clear chain bit in one comparison.
+        let wanted = tag(hash) << 1;
+        let mut bucket = self.bucket(hash);
+        loop {
+            let line: &[u8; BUCKET_BYTES] = mem[bucket..].first_chunk()?;
+            let (slots, _) = line.as_chunks::<8>();
+            for (index, slot) in slots.iter().enumerate() {
+                let slot = u64::from_le_bytes(*slot);
+                if slot >> 47 == wanted {
+                    let entry = (slot & OFFSET) as usize;
+                    if matches(entry) {
+                        return Some(Slot {
+                            at: bucket + 8 * index,
+                            entry,
+                        });
+                    }
+                }
+            }
+            let last = u64::from_le_bytes(slots[SLOTS - 1]);
+            if last & CHAIN == 0 {
+                return None;
+            }
+            bucket = (last & OFFSET) as usize;
+        }
+    }
+
+    /// Points `slot` at the entry at `entry`.
+    #[inline(always)]
+    pub(crate) fn redirect(mem: &mut [u8], slot: usize, entry: usize) {
+        let old = load_u64(mem, slot);
+        store_u64(mem, slot, old & !OFFSET | entry as u64);
+    }
+
+    /// Adds an entry. Needs an overflow bucket at hand if the chain is full ([`Self::spare`]); returns whether it had one.
+    pub(crate) fn insert(&mut self, mem: &mut [u8], hash: u64, entry: usize) -> bool {
+        let new = tag(hash) << 48 | entry as u64;
+        let mut bucket = self.bucket(hash);
+        loop {
+            let last = load_u64(mem, bucket + LAST);
+            if last & CHAIN != 0 {
+                bucket = (last & OFFSET) as usize;
+            } else if last != 0 {
+                let Some(overflow) = self.take_bucket(mem) else {
+                    return false;
+                };
+                store_u64(mem, overflow, last);
+                store_u64(mem, overflow + 8, new);
+                store_u64(mem, bucket + LAST, CHAIN | overflow as u64);
+                return true;
+            } else {
+                let free = (0..SLOTS).find(|index| load_u64(mem, bucket + 8 * index) == 0);
+                store_u64(mem, bucket + 8 * free.unwrap_or(SLOTS - 1), new);
+                return true;
+            }
+        }
+    }
+
+    /// Takes the slot at `slot` out of the chain of `hash`: the chain's last entry fills the hole, and an overflow bucket
+    /// that is left with one entry gives it back to its predecessor and is recycled.
+    pub(crate) fn remove(&mut self, mem: &mut [u8], hash: u64, slot: usize) {
+        let (mut previous, mut bucket) = (None, self.bucket(hash));
+        loop {
+            let last = load_u64(mem, bucket + LAST);
+            if last & CHAIN == 0 {
+                break;
+            }
+            previous = Some(bucket);
+            bucket = (last & OFFSET) as usize;
+        }
+        let count = (0..SLOTS)
+            .take_while(|index| load_u64(mem, bucket + 8 * index) != 0)
+            .count();
+        let tail = bucket + 8 * count.saturating_sub(1);
+        let moved = load_u64(mem, tail);
+        store_u64(mem, slot, moved);
+        store_u64(mem, tail, 0);
+        if let Some(previous) = previous
+            && count == 2
+        {
+            let remaining = load_u64(mem, bucket);
+            store_u64(mem, previous + LAST, remaining);
+            self.recycle(mem, bucket);
+        }
+    }
+
+    /// Calls `visit` with each entry in the chain of `hash`.
+    pub(crate) fn for_chain(&self, mem: &[u8], hash: u64, mut visit: impl FnMut(usize)) {
+        let mut bucket = self.bucket(hash);
+        loop {
+            for index in 0..SLOTS {
+                let slot = load_u64(mem, bucket + 8 * index);
+                if slot & CHAIN == 0 && slot != 0 {
+                    visit((slot & OFFSET) as usize);
+                }
+            }
+            let last = load_u64(mem, bucket + LAST);
+            if last & CHAIN == 0 {
+                return;
+            }
+            bucket = (last & OFFSET) as usize;
+        }
+    }
+
+    /// Overflow buckets that [`Self::insert`] can still take.
+    #[inline(always)]
+    pub(crate) fn spare(&self) -> usize {
+        self.recycled_count + (self.fresh_end - self.fresh) / BUCKET_BYTES
+    }
+
+    /// Overflow buckets in chains.
+    pub(crate) fn overflow_used(&self) -> usize {
+        self.used
+    }
+
+    /// Adds `bytes` of region from `start` to the pool of overflow buckets.
+    pub(crate) fn grow(&mut self, mem: &mut [u8], start: usize, bytes: usize) {
+        while self.fresh + BUCKET_BYTES <= self.fresh_end {
+            let bucket = self.fresh;
+            self.fresh += BUCKET_BYTES;
+            self.link(mem, bucket);
+        }
+        self.fresh = start;
+        self.fresh_end = start + bytes;
+    }
+
+    fn take_bucket(&mut self, mem: &mut [u8]) -> Option<usize> {
+        let bucket = if self.recycled != 0 {
+            let bucket = self.recycled;
+            self.recycled = load_u64(mem, bucket) as usize;
+            self.recycled_count -= 1;
+            bucket
+        } else if self.fresh + BUCKET_BYTES <= self.fresh_end {
+            self.fresh += BUCKET_BYTES;
+            self.fresh - BUCKET_BYTES
+        } else {
+            return None;
+        };
+        mem[bucket..bucket + BUCKET_BYTES].fill(0);
+        self.used += 1;
+        Some(bucket)
+    }
+
+    fn recycle(&mut self, mem: &mut [u8], bucket: usize) {
+        self.used -= 1;
+        self.link(mem, bucket);
+    }
+
+    fn link(&mut self, mem: &mut [u8], bucket: usize) {
+        store_u64(mem, bucket, self.recycled as u64);
+        self.recycled = bucket;
+        self.recycled_count += 1;
+    }
+
+    #[inline(always)]
+    fn counter(&self, hash: u64) -> usize {
+        self.counters + 4 * self.bucket_index(hash) as usize
+    }
+
+    /// Notes that an object of `hash` died and still lies in the log.
+    #[inline(always)]
+    pub(crate) fn count_dead(&self, mem: &mut [u8], hash: u64) {
+        let at = self.counter(hash);
+        let count = load_u32(mem, at);
+        store_u32(mem, at, count.saturating_add(1));
+    }
+
+    /// Notes that a dead object of `hash` leaves the log.
+    pub(crate) fn uncount_dead(&self, mem: &mut [u8], hash: u64) {
+        let at = self.counter(hash);
+        let count = load_u32(mem, at);
+        // A counter that ever reached the top stays there: its tombstones are kept, which is always safe.
+        if count != u32::MAX {
+            store_u32(mem, at, count.saturating_sub(1));
+        }
+    }
+
+    /// Dead objects in the log whose keys share the bucket of `hash`: at least the dead versions of its own key.
+    pub(crate) fn dead_count(&self, mem: &[u8], hash: u64) -> u32 {
+        load_u32(mem, self.counter(hash))
+    }
+}

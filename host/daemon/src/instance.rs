@@ -1,0 +1,204 @@
+//! One running hyv-host: a device, its users' control, and the guests it starts.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyv_rnic::thread::{EngineThread, Kicks};
+use hyv_rnic::{Counters, Engine, EngineCell, EngineConfig};
+
+use crate::accel::{Accel, QemuBinary};
+use crate::backend::soft::SoftRnic;
+use crate::backend::{Backend, BackendConfig, BackendError, Quotas};
+use crate::sys::runtime_dir::{RuntimeDir, RuntimeDirError, RuntimeRoot};
+use crate::sys::{clock, cpu};
+use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
+
+/// GID of a device without an address on any network: `fe80::` and a local identifier. Peers are on this host.
+const LOCAL_GID: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x68, 0x79, 0xff, 0xfe, 0x76, 0, 1];
+/// GUID of the soft device; the low half of [`LOCAL_GID`].
+const NODE_GUID: u64 = 0x0268_79ff_fe76_0001;
+
+/// Why an instance, or a guest of it, did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// No runtime folder.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// No control backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// No engine.
+    #[error("cannot start the engine: {0} (see `ulimit -n` and `ulimit -u`)")]
+    Engine(std::io::Error),
+    /// No guest.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// How to set up an instance.
+#[derive(Clone, Debug)]
+pub struct InstanceConfig {
+    /// Its name, which must be free; without one the first free of `prefix`, `prefix-2` and so on.
+    pub name: Option<String>,
+    /// See `name`.
+    pub prefix: String,
+    /// CPUs of the engine's thread; empty: any.
+    pub engine_cpus: Vec<usize>,
+    /// How long the engine's thread polls without finding work before it sleeps.
+    pub spin: Duration,
+    /// What users may have.
+    pub quotas: Quotas,
+}
+
+/// A running device with its users.
+pub struct Instance {
+    // Fields drop in order: guests are gone before this; then control, the engine, and last the folder.
+    backend: Arc<Backend>,
+    _engine: EngineThread,
+    cell: Arc<EngineCell>,
+    dir: RuntimeDir,
+}
+
+impl Instance {
+    /// Claims a runtime folder and starts the device.
+    ///
+    /// # Errors
+    /// One variant for each thing that was needed.
+    pub fn start(config: InstanceConfig) -> Result<Self, InstanceError> {
+        let root = RuntimeRoot::open()?;
+        let dir = match &config.name {
+            Some(name) => root.claim(name)?,
+            None => root.claim_free(&config.prefix)?,
+        };
+        let cell = EngineCell::new(Engine::new(EngineConfig {
+            clock: Box::new(clock::monotonic_ns),
+            gid: LOCAL_GID,
+            node_guid: NODE_GUID,
+        }));
+        let kicks = Kicks::new().map_err(InstanceError::Engine)?;
+        let cpus = config.engine_cpus;
+        let setup = move || {
+            if !cpus.is_empty()
+                && let Err(e) = cpu::pin_current(&cpus)
+            {
+                tracing::warn!("the engine runs on any CPU: {e}");
+            }
+        };
+        let engine = EngineThread::spawn(Arc::clone(&cell), Arc::clone(&kicks), config.spin, setup)
+            .map_err(InstanceError::Engine)?;
+        let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks));
+        let backend = Backend::spawn(
+            BackendConfig { runtime_dir: Some(dir.path().to_owned()), quotas: config.quotas },
+            provider,
+        )?;
+        Ok(Self { backend: Arc::new(backend), _engine: engine, cell, dir })
+    }
+
+    /// Its name and folder.
+    #[must_use]
+    pub fn dir(&self) -> &RuntimeDir {
+        &self.dir
+    }
+
+    /// The engine, to drive it inline or to ask it.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<EngineCell> {
+        &self.cell
+    }
+
+    /// The control backend.
+    #[must_use]
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// What the engine did so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.cell.control(|e| e.counters())
+    }
+
+    /// Starts a guest as a user of the device. When it ends, however it ends, what it owned is released and its peers'
+    /// queue pairs go to the error state.
+    ///
+    /// The calling thread must live as long as the guest: QEMU dies with it.
+    ///
+    /// # Errors
+    /// As [`Qemu::launch`] and [`Backend::add_guest`].
+    pub fn launch(&self, config: &GuestConfig, binary: &QemuBinary, accel: &Accel) -> Result<Guest, InstanceError> {
+        let qemu = Arc::new(Qemu::launch(config, binary, accel)?);
+        let bells = qemu.doorbells();
+        let clone = |fd: &crate::sys::event::EventFd| fd.try_clone().map_err(BackendError::Descriptor);
+        let memory = crate::backend::UserMemory { window: Arc::clone(qemu.window()), ram: Arc::clone(qemu.ram()) };
+        let key = self.backend.add_guest(
+            &config.name,
+            memory,
+            clone(&bells.kick_control)?,
+            clone(&bells.kick_data)?,
+            clone(&bells.wake)?,
+        )?;
+        let watcher = std::thread::Builder::new()
+            .name("hyv-reaper".into())
+            .spawn({
+                let (qemu, backend) = (Arc::clone(&qemu), Arc::clone(&self.backend));
+                move || {
+                    let report = qemu.wait();
+                    if let Err(e) = backend.remove_user(key) {
+                        tracing::debug!("the guest's objects went with the backend: {e}");
+                    }
+                    report
+                }
+            })
+            .map_err(InstanceError::Engine)?;
+        Ok(Guest { qemu, watcher: Some(watcher) })
+    }
+}
+
+/// A guest that is a user of the device. Dropping it ends the guest at once.
+pub struct Guest {
+    qemu: Arc<Qemu>,
+    watcher: Option<JoinHandle<Arc<ExitReport>>>,
+}
+
+impl Guest {
+    /// Its QEMU.
+    #[must_use]
+    pub fn qemu(&self) -> &Qemu {
+        &self.qemu
+    }
+
+    /// Waits for its end and until its objects are released.
+    #[must_use]
+    pub fn wait(mut self) -> Arc<ExitReport> {
+        let report = self.qemu.wait();
+        self.join();
+        report
+    }
+
+    /// Asks it to end, waits until it has and its objects are released.
+    #[must_use]
+    pub fn shutdown(mut self) -> Arc<ExitReport> {
+        let report = self.qemu.shutdown();
+        self.join();
+        report
+    }
+
+    fn join(&mut self) {
+        if let Some(w) = self.watcher.take()
+            && w.join().is_err()
+        {
+            tracing::error!("the guest's reaper failed; please report this");
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.watcher.is_some() {
+            let _ = self.qemu.kill();
+            self.join();
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `hyv-host`: runs any image as a guest with an RDMA device, until it ends or Ctrl-C.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use hyv_host::accel::{self, AccelRequest};
+use hyv_host::backend::Quotas;
+use hyv_host::instance::{Instance, InstanceConfig};
+use hyv_host::sys::cpu;
+use hyv_host::sys::runtime_dir::RuntimeRoot;
+use hyv_host::vmm::GuestConfig;
+
+/// Run a unikernel image in QEMU with a software RNIC. Native processes join by the socket in its runtime folder.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 100)]
+struct Args {
+    /// The image to boot; without one, only native processes are served
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
+    /// Its symbols (default: beside the image)
+    #[arg(long, value_name = "PATH")]
+    symbols: Option<PathBuf>,
+    /// What runs the guest: auto, kvm or tcg
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    accel: AccelRequest,
+    /// The guest's memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=131_072))]
+    memory: u64,
+    /// CPUs to use, for example 0,1: the first for the engine, the second for the guest
+    #[arg(long, value_name = "CPUS")]
+    pin: Option<String>,
+    /// Name of this instance (default: hyv, or hyv-2 and so on if that is taken)
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// How long the engine polls without finding work before it sleeps, microseconds
+    #[arg(long, value_name = "US", default_value_t = 50)]
+    spin_us: u64,
+    /// End the guest after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<u64>,
+    /// What to log: error, warn, info, debug or trace, or a filter such as hyv_host=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: String,
+    /// The guest's command line: KEY=VALUE words
+    #[arg(trailing_var_arg = true, value_name = "WORD")]
+    words: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+    }
+    let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
+    let cpus = match &args.pin {
+        Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,
+        None => Vec::new(),
+    };
+    let root = RuntimeRoot::open()?;
+    let instance = Instance::start(InstanceConfig {
+        name: args.name.clone(),
+        prefix: "hyv".into(),
+        engine_cpus: cpus.first().copied().into_iter().collect(),
+        spin: Duration::from_micros(args.spin_us),
+        quotas: Quotas::default(),
+    })?;
+    println!("{}: {}", instance.dir().name(), instance.dir().path().display());
+    let Some(image) = &args.image else {
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let (qemu, accel) = accel::probe(args.accel, Some(root.path()))?;
+    println!("{}: booting {} under {accel}", instance.dir().name(), image.display());
+    let guest = instance.launch(
+        &GuestConfig {
+            name: instance.dir().name().to_owned(),
+            image: image.clone(),
+            symbols: args.symbols.clone(),
+            args: args.words.join(" "),
+            memory: args.memory << 20,
+            watchdog: None,
+            spin_hint: u32::from(allowed.len() > 1),
+        },
+        &qemu,
+        &accel,
+    )?;
+    if let Some(&cpu) = cpus.get(1)
+        && let Err(e) = guest.qemu().pin_vcpus(&[cpu])
+    {
+        tracing::warn!("the guest runs on any CPU: {e}");
+    }
+    let start = std::time::Instant::now();
+    let over = || args.limit.is_some_and(|s| start.elapsed() > Duration::from_secs(s));
+    while !stop.load(Ordering::Relaxed) && !over() {
+        if guest.qemu().wait_timeout(Duration::from_millis(50)).is_some() {
+            break;
+        }
+    }
+    let late = over();
+    let report = if guest.qemu().exit_report().is_some() { guest.wait() } else { guest.shutdown() };
+    if report.is_success() && !late {
+        println!("{report}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if late {
+        eprintln!("error: the guest did not end within {} s", args.limit.unwrap_or_default());
+        return Ok(ExitCode::FAILURE);
+    }
+    eprintln!("error: {report}");
+    Ok(ExitCode::from(u8::try_from(report.exit_code()).ok().filter(|c| *c != 0).unwrap_or(1)))
+}

@@ -1,0 +1,296 @@
+//! The control queue, device side.
+
+use std::sync::atomic::Ordering;
+
+use hyv_abi::control::{
+    self as c, DeviceAttr, GidReply, HandleReply, MrReply, Opcode, PortAttr, QpReply,
+    REPLY_HEADER_LEN, ReplyHeader, RequestHeader,
+};
+use hyv_abi::types::{Errno, QpAttrMask, QpState, Reason, VerbError};
+use hyv_verbs::Platform;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::engine::Fault;
+use super::{Cq, Device, FakeHost, Qp, cm};
+
+fn le<const N: usize>(host: &FakeHost, at: u64) -> [u8; N] {
+    host.read(at, N).try_into().unwrap()
+}
+
+fn u16_at(host: &FakeHost, at: u64) -> u16 {
+    u16::from_le_bytes(le(host, at))
+}
+
+/// Serves what is available.
+pub fn serve(host: &FakeHost) {
+    let queue = &host.window().user.control;
+    if queue.enable.load(Ordering::Acquire) != 1 {
+        host.device().next_avail = 0;
+        return;
+    }
+    let [desc, avail, used] =
+        [&queue.desc, &queue.avail, &queue.used].map(|w| w.load(Ordering::Relaxed));
+    let size = u64::from(queue.size.load(Ordering::Relaxed));
+    assert!(size.is_power_of_two() && size <= 256);
+    assert!(desc.is_multiple_of(16) && avail.is_multiple_of(2) && used.is_multiple_of(4));
+    let fault = std::mem::take(&mut host.device().fault);
+    if fault == Fault::Mute {
+        return;
+    }
+    loop {
+        let next = host.device().next_avail;
+        if u16_at(host, avail + 2) == next {
+            return;
+        }
+        let slot = u64::from(next) % size;
+        let head = u16_at(host, avail + 4 + 2 * slot);
+        let part = |i: u16| {
+            let at = desc + 16 * u64::from(i);
+            let addr = u64::from_le_bytes(le(host, at));
+            (
+                addr,
+                u32::from_le_bytes(le(host, at + 8)),
+                u16_at(host, at + 12),
+                u16_at(host, at + 14),
+            )
+        };
+        let (req_at, req_len, flags, second) = part(head);
+        assert_eq!(flags, 1, "a device-readable part that goes on");
+        let (reply_at, reply_len, flags, _) = part(second);
+        assert_eq!(flags, 2, "a device-writable last part");
+        let request = host.read(req_at, req_len as usize);
+        let mut reply = answer(host, &request);
+        match fault {
+            Fault::Cookie => reply[16] ^= 1,
+            Fault::Short => reply.truncate(REPLY_HEADER_LEN - 8),
+            Fault::Lie => reply[8..12].copy_from_slice(&400u32.to_le_bytes()),
+            _ => {}
+        }
+        assert!(reply.len() <= reply_len as usize, "room for the reply");
+        host.write(reply_at, &reply);
+        let elem = used + 4 + 8 * slot;
+        let id = u32::from(head) + u32::from(fault == Fault::Id);
+        host.write(elem, &id.to_le_bytes());
+        host.write(elem + 4, &(reply.len() as u32).to_le_bytes());
+        host.write(used + 2, &next.wrapping_add(1).to_le_bytes());
+        host.device().next_avail = next.wrapping_add(1);
+        if u16_at(host, avail) & 1 == 0 {
+            host.wake();
+        }
+    }
+}
+
+fn answer(host: &FakeHost, request: &[u8]) -> Vec<u8> {
+    let (header, body) = RequestHeader::read_from_prefix(request).unwrap();
+    assert_eq!(header.version, 1);
+    assert_eq!(header.len as usize, body.len());
+    let opcode = Opcode::from_u16(header.opcode).expect("a verb of the table");
+    let mut device = host.device();
+    device.log.push(opcode);
+    let done = match device.refuse.remove(&header.opcode) {
+        Some((errno, reason)) => Err(VerbError::new(errno, reason)),
+        None => execute(host, &mut device, opcode, body),
+    };
+    let (status, reason, body) = match done {
+        Ok(body) => (0, 0, body),
+        Err(e) => (e.errno as u32, e.reason as u32, Vec::new()),
+    };
+    let head = ReplyHeader {
+        status,
+        reason,
+        len: body.len() as u32,
+        reserved: 0,
+        cookie: header.cookie,
+    };
+    let mut reply = head.as_bytes().to_vec();
+    reply.extend(body);
+    reply
+}
+
+pub type Done = Result<Vec<u8>, VerbError>;
+
+pub fn arg<T: FromBytes>(body: &[u8]) -> T {
+    T::read_from_bytes(body).expect("a body of the verb's length")
+}
+
+pub const BAD_HANDLE: VerbError = VerbError::new(Errno::Inval, Reason::BadHandle);
+const IN_USE: VerbError = VerbError::new(Errno::Busy, Reason::InUse);
+
+impl Device {
+    pub fn handle(&mut self) -> u32 {
+        let h = self.next_handle;
+        self.next_handle += 1;
+        // An index, and a generation that is not 0.
+        h | 3 << 16
+    }
+}
+
+fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done {
+    let done = || Ok(Vec::new());
+    let handle = |h: u32| {
+        Ok(HandleReply {
+            handle: h,
+            reserved: 0,
+        }
+        .as_bytes()
+        .to_vec())
+    };
+    match opcode {
+        Opcode::QueryDevice => {
+            let mut attr = DeviceAttr::read_from_bytes(&[0; size_of::<DeviceAttr>()]).unwrap();
+            (attr.max_qp, attr.max_inline, attr.phys_port_cnt) = (100, 416, 1);
+            Ok(attr.as_bytes().to_vec())
+        }
+        Opcode::QueryPort => match arg::<c::QueryPort>(body).port {
+            1 => {
+                let mut attr = PortAttr::read_from_bytes(&[0; size_of::<PortAttr>()]).unwrap();
+                (attr.state, attr.active_mtu) = (4, 4096);
+                Ok(attr.as_bytes().to_vec())
+            }
+            _ => Err(VerbError::new(Errno::Inval, Reason::BadGid)),
+        },
+        Opcode::QueryGid => Ok(GidReply { gid: [9; 16] }.as_bytes().to_vec()),
+        Opcode::AllocPd => {
+            let h = d.handle();
+            d.pds.insert(h, ());
+            handle(h)
+        }
+        Opcode::DeallocPd => {
+            let pd = arg::<c::DeallocPd>(body).pd;
+            if d.mrs.values().any(|m| m.pd == pd) || d.qps.values().any(|q| q.request.pd == pd) {
+                return Err(IN_USE);
+            }
+            d.pds.remove(&pd).ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::RegMr => {
+            let request = arg::<c::RegMr>(body);
+            if request.len == 0 {
+                return Err(VerbError::new(Errno::Inval, Reason::ZeroLength));
+            }
+            d.pds.get(&request.pd).ok_or(BAD_HANDLE)?;
+            let h = d.handle();
+            d.mrs.insert(h, request);
+            Ok(MrReply {
+                handle: h,
+                lkey: h << 8,
+                rkey: h << 8 | 1,
+                reserved: 0,
+            }
+            .as_bytes()
+            .to_vec())
+        }
+        Opcode::DeregMr => {
+            d.mrs
+                .remove(&arg::<c::DeregMr>(body).mr)
+                .ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::CreateCq => {
+            let request = arg::<c::CreateCq>(body);
+            assert!(request.ring.is_multiple_of(64) && request.ctrl.is_multiple_of(64));
+            for i in 0..(8u64 << request.log2) {
+                assert_eq!(host.load(request.ring + 8 * i), 0, "a zeroed ring");
+            }
+            let h = d.handle();
+            d.cqs.insert(
+                h,
+                Cq {
+                    request,
+                    tail: 0,
+                    overrun: false,
+                },
+            );
+            handle(h)
+        }
+        Opcode::DestroyCq => {
+            let cq = arg::<c::DestroyCq>(body).cq;
+            if d.qps
+                .values()
+                .any(|q| q.request.send_cq == cq || q.request.recv_cq == cq)
+            {
+                return Err(IN_USE);
+            }
+            d.cqs.remove(&cq).ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::CreateQp => {
+            let request = arg::<c::CreateQp>(body);
+            assert!(request.sq_ring.is_multiple_of(64) && request.rq_ring.is_multiple_of(64));
+            d.pds.get(&request.pd).ok_or(BAD_HANDLE)?;
+            d.cqs
+                .get(&request.send_cq)
+                .and(d.cqs.get(&request.recv_cq))
+                .ok_or(BAD_HANDLE)?;
+            let h = d.handle();
+            let qpn = 0x10_0000 + (h & 0xffff);
+            let attr = c::QpAttr::read_from_bytes(&[0; size_of::<c::QpAttr>()]).unwrap();
+            d.qps.insert(
+                h,
+                Qp {
+                    request,
+                    qpn,
+                    attr,
+                    sq_head: 0,
+                    rq_head: 0,
+                },
+            );
+            Ok(QpReply { handle: h, qpn }.as_bytes().to_vec())
+        }
+        Opcode::ModifyQp => modify(d, &arg::<c::ModifyQp>(body)),
+        Opcode::QueryQp => {
+            let qp = d.qps.get(&arg::<c::QueryQp>(body).qp).ok_or(BAD_HANDLE)?;
+            Ok(qp.attr.as_bytes().to_vec())
+        }
+        Opcode::DestroyQp => {
+            d.qps
+                .remove(&arg::<c::DestroyQp>(body).qp)
+                .ok_or(BAD_HANDLE)?;
+            done()
+        }
+        _ => cm::execute(host, d, opcode, body),
+    }
+}
+
+fn modify(d: &mut Device, request: &c::ModifyQp) -> Done {
+    let qp = d.qps.get_mut(&request.qp).ok_or(BAD_HANDLE)?;
+    let mask = QpAttrMask::from_bits(request.mask).expect("known attributes");
+    let from = QpState::from_u32(qp.attr.state).unwrap();
+    let to = if mask.contains(QpAttrMask::STATE) {
+        QpState::from_u32(request.attr.state).unwrap()
+    } else {
+        from
+    };
+    use QpAttrMask as M;
+    let need = match (from, to) {
+        (_, QpState::Reset | QpState::Err) => M::empty(),
+        (QpState::Reset, QpState::Init) => M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS,
+        (QpState::Init, QpState::Rtr) => {
+            M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER
+        }
+        (QpState::Rtr, QpState::Rts) => {
+            M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::SQ_PSN | M::MAX_QP_RD_ATOMIC
+        }
+        _ => return Err(VerbError::new(Errno::Inval, Reason::BadTransition)),
+    };
+    match mask {
+        m if m == need | M::STATE => {}
+        m if !m.contains(need) => return Err(VerbError::new(Errno::Inval, Reason::MissingAttr)),
+        _ => return Err(VerbError::new(Errno::Inval, Reason::ExtraAttr)),
+    }
+    let a = request.attr;
+    qp.attr.state = to as u32;
+    if to == QpState::Reset {
+        (qp.sq_head, qp.rq_head) = (0, 0);
+    }
+    if to == QpState::Rtr {
+        (qp.attr.dest_qp_num, qp.attr.rq_psn, qp.attr.dest_gid) =
+            (a.dest_qp_num, a.rq_psn, a.dest_gid);
+        qp.attr.max_dest_rd_atomic = a.max_dest_rd_atomic;
+    }
+    if to == QpState::Rts {
+        (qp.attr.sq_psn, qp.attr.max_rd_atomic, qp.attr.rnr_retry) =
+            (a.sq_psn, a.max_rd_atomic, a.rnr_retry);
+    }
+    Ok(Vec::new())
+}
