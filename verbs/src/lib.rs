@@ -40,7 +40,12 @@
 //! let Some(qp) = connection.id.qp_mut() else { return Ok(()) };
 //! qp.post_send(&SendWr::new(2, SendOp::Send, Payload::Inline(b"hello")))?;
 //! let mut done = [WorkCompletion::EMPTY; 4];
-//! while !done[..cq.wait(&mut done, None)?].iter().any(WorkCompletion::is_recv) {}
+//! loop {
+//!     let n = cq.wait(&mut done, None)?;
+//!     if done[..n].iter().any(WorkCompletion::is_recv) {
+//!         break;
+//!     }
+//! }
 //! # Ok(())
 //! # }
 //! # #[cfg(not(feature = "std"))]

@@ -115,6 +115,35 @@ fn versions_never_go_back_over_remove_and_re_create() {
 }
 
 #[test]
+fn a_replay_knows_versions_of_keys_that_left_no_trace() {
+    let mut store = small(64 << 10, 4 << 10);
+    for filler in 0..60u32 {
+        store.put(&filler.to_le_bytes(), &[0; 400]).unwrap();
+    }
+    let last = (0..10_000).map(|_| store.put(b"gone", b"").unwrap()).max();
+    assert_eq!(store.remove(b"gone").unwrap(), last);
+    // Overwrites of old keys have low versions: nothing but the segment headers remembers the high one.
+    let dropped = store.stats().cleaner.tombstones_dropped;
+    // In no order, so that segments die by and by and the cleaner has something to move.
+    for step in 0..10_000u32 {
+        let filler = step.wrapping_mul(2_654_435_761) >> 16;
+        store
+            .put(&(filler % 60).to_le_bytes(), &[step as u8; 400])
+            .unwrap();
+    }
+    assert_eq!(store.stats().cleaner.tombstones_dropped, dropped + 1);
+    assert_eq!(store.stats().bytes.tombstones, 0);
+    let mut replayed = small(128 << 10, 4 << 10);
+    assert_eq!(replayed.replay(store.region()), Ok(60));
+    let mut again = small(128 << 10, 4 << 10);
+    assert_eq!(again.replay(replayed.region()), Ok(60));
+    for store in [&mut replayed, &mut again] {
+        assert!(Some(store.put(b"gone", b"").unwrap()) > last);
+        store.audit().unwrap();
+    }
+}
+
+#[test]
 fn a_value_that_looks_like_log_entries_cannot_enter_a_replay() {
     // Segments get generations in order, so a client can guess the next ones.
     let mut forged = small(64 << 10, 4 << 10);
@@ -124,18 +153,20 @@ fn a_value_that_looks_like_log_entries_cannot_enter_a_replay() {
         .bytes(found.entry_offset..found.entry_offset + 40)
         .to_vec();
     let mut store = small(64 << 10, 4 << 10);
+    let mut generation = 1u64;
     for round in 0..3000u64 {
-        let guess = round / 6;
-        let mut value = Vec::new();
-        for near in 0..24 {
-            fake[..8].copy_from_slice(&((guess + near) << 1 | 1).to_le_bytes());
-            assert_eq!(Entry::parse(&fake).unwrap().verify(), Ok(()));
-            value.extend_from_slice(&fake);
-        }
-        // Entry header plus key make a multiple of 8, so fakes lie where entries may begin.
-        store.put(&(round % 8).to_le_bytes(), &value).unwrap();
-        if round % 10 == 0 {
-            store.put(b"small", &round.to_le_bytes()).unwrap();
+        // A segment is used again some twelve generations later.
+        let guess = generation + 8 + round / 50 % 8;
+        fake[..8].copy_from_slice(&((guess << 1) | 1).to_le_bytes());
+        assert_eq!(Entry::parse(&fake).unwrap().verify(), Ok(()));
+        let value = fake.repeat(12 + round as usize % 12);
+        // Entries of varying multiples of 40 bytes, so that fakes lie where later entries begin.
+        let key = (round % 8).to_le_bytes();
+        store.put(&key, &value).unwrap();
+        let found = store.get(&key).unwrap();
+        let entry = Entry::parse(store.bytes(found.span())).unwrap();
+        generation = entry.header().generation();
+        if round % 3 == 0 {
             let mut replayed = small(128 << 10, 4 << 10);
             replayed.replay(store.region()).unwrap();
             assert_eq!(replayed.get(b"forged"), None, "round {round}");

@@ -697,7 +697,7 @@ fn attributes_out_of_range() {
         (QpState::Init, RTR, "PSN", |a| a.rq_psn = 1 << 24),
         (QpState::Init, RTR, "PSN", |a| a.rq_psn = u32::MAX),
         (QpState::Init, RTR, "rd_atomic", |a| {
-            a.max_dest_rd_atomic = 129
+            a.max_dest_rd_atomic = 129;
         }),
         (QpState::Init, RTR, "RNR timer", |a| a.min_rnr_timer = 32),
         (QpState::Rtr, RTS, "PSN", |a| a.sq_psn = 1 << 24),
@@ -706,7 +706,7 @@ fn attributes_out_of_range() {
         (QpState::Rtr, RTS, "RNR retries", |a| a.rnr_retry = 8),
         (QpState::Rtr, RTS, "rd_atomic", |a| a.max_rd_atomic = 129),
         (QpState::Rtr, RTS, "rd_atomic", |a| {
-            a.max_rd_atomic = u32::MAX
+            a.max_rd_atomic = u32::MAX;
         }),
         (QpState::Rtr, RTS, "state", |a| a.state = 7),
         (QpState::Rtr, RTS, "state", |a| a.state = u32::MAX),

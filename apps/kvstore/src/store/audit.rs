@@ -51,12 +51,12 @@ pub enum AuditError {
         /// Objects as counted.
         objects: u64,
     },
-    /// A bucket's counter of dead objects differs from the log.
+    /// A counter of dead objects differs from the log.
     #[error(
-        "bucket of hash {hash:#018x}: {found} dead objects in the log, the counter says {counter}"
+        "counter of hash {hash:#018x}: {found} dead objects in the log, the counter says {counter}"
     )]
     DeadCounter {
-        /// A hash that falls into the bucket.
+        /// A hash that falls to it.
         hash: u64,
         /// Recomputed.
         found: u32,
@@ -93,8 +93,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     pub fn audit(&self) -> Result<(), AuditError> {
         let mem = self.region.as_ref();
         let mut per_segment = alloc::vec![[0u64; 3]; self.layout().segments];
-        // Dead objects per bucket, by the first hash of the next bucket. The part of a victim already cleaned does not count.
-        let mut dead: BTreeMap<Option<u64>, (u64, u32)> = BTreeMap::new();
+        // Dead objects per counter. The part of a victim already cleaned does not count.
+        let mut dead: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
         let (mut live, mut keys) = (0, BTreeSet::new());
         let victim = self.cleaned_of_victim();
         for item in self.walk() {
@@ -125,7 +125,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 }
                 EntryKind::Object if !cleaned => {
                     let hash = self.hash(entry.key());
-                    dead.entry(self.table.next_bucket(hash))
+                    dead.entry(self.table.counter_index(hash))
                         .or_insert((hash, 0))
                         .1 += 1;
                 }
@@ -205,14 +205,13 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     fn audit_table(&self, live: u64) -> Result<(), AuditError> {
         let mem = self.region.as_ref();
         let (mut slots, mut cursor, mut chained) = (0, Some(0), 0);
-        let mut dead_sum = 0;
+        let dead_sum = self.table.dead_total(mem);
         while let Some(hash) = cursor {
             let mut in_chain = 0usize;
             self.table.for_chain(mem, hash, |_| in_chain += 1);
             slots += in_chain as u64;
             // A dense chain of n entries: seven a bucket, and one more in the last.
             chained += in_chain.saturating_sub(2) / (BUCKET_BYTES / 8 - 1);
-            dead_sum += u64::from(self.table.dead_count(mem, hash));
             cursor = self.table.next_bucket(hash);
         }
         if slots != live || live != self.objects {

@@ -9,7 +9,7 @@ use super::entry::{
 };
 use super::mem::store_u64;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment, State, Target};
-use super::table::Table;
+use super::table::{COUNTERS, Table};
 use super::{Store, StoreError};
 use crate::limits::{
     CLEANER_RESERVE_SEGMENTS, MAX_SYNC_VICTIMS, SEGMENTS_PER_REGION, SLACK_FRACTION,
@@ -187,11 +187,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     }
 
     /// Bytes that cleaning `segment` is expected to move. How many tombstones are still needed shows only when they are looked
-    /// at; a bucket without dead objects needs none, and dead objects spread over the buckets.
+    /// at; a counter at zero needs none, and dead objects spread over the counters.
     fn kept(&self, segment: &Segment) -> u64 {
         let dead = self.cleaner.dead_objects;
-        let buckets = self.log.layout.buckets as u64;
-        let needed = u64::from(segment.tombstones).saturating_mul(dead) / (dead + buckets);
+        let counters = (COUNTERS * self.log.layout.buckets) as u64;
+        let needed = u64::from(segment.tombstones).saturating_mul(dead) / (dead + counters);
         u64::from(segment.live) + needed
     }
 
@@ -220,17 +220,14 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 if gain < least {
                     return None;
                 }
-                let age = (now.saturating_sub(segment.epoch) + 1).isqrt();
-                let benefit = gain.saturating_mul(age).saturating_mul(1024);
-                // Nothing to move: free at once, whatever its age.
-                let score = match kept {
-                    0 => u64::MAX,
-                    _ => benefit / (segment_bytes + kept),
-                };
-                Some((score, index as u32))
+                // In 256ths, so that a young segment's age counts too.
+                let age = ((now.saturating_sub(segment.epoch) + 1) << 16).isqrt();
+                let score = gain.saturating_mul(age) / (segment_bytes + kept);
+                // Nothing to move: free at once. Oldest first even then, or a few would stay for ever.
+                Some((kept == 0, score, index as u32))
             })
             .max();
-        let Some((_, index)) = best else {
+        let Some((_, _, index)) = best else {
             return false;
         };
         self.log.segments[index as usize].state = State::Victim;

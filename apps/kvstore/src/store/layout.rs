@@ -4,13 +4,13 @@
 //! | --- | --- |
 //! | 0..64 | superblock: what a reader needs to find the rest |
 //! | 64.. | hash table: `buckets` lines of 64 bytes |
-//! | .. | one u32 counter per bucket: dead objects of that bucket still in the log |
+//! | .. | four u32 counters per bucket: dead objects of a quarter of its hashes still in the log |
 //! | .. | first pool of overflow buckets |
 //! | `log`.. | `segments` segments of 2^`segment_shift` bytes |
 
 use super::StoreError;
 use super::mem::{load_u32, load_u64, store_u32, store_u64};
-use super::table::BUCKET_BYTES;
+use super::table::{BUCKET_BYTES, COUNTER_BYTES};
 use crate::limits::{
     MAX_AUTO_SEGMENT_BYTES, MAX_REGION_BYTES, MAX_SEGMENT_BYTES, MIN_AUTO_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES, MIN_SEGMENTS, SEGMENTS_PER_REGION, TABLE_FRACTION,
@@ -25,8 +25,8 @@ pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"hyvstore");
 /// Version of the region's format.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Bytes of the front per bucket: the bucket, its counter, and an eighth of an overflow bucket.
-const FRONT_BYTES_PER_BUCKET: usize = BUCKET_BYTES + 4 + BUCKET_BYTES / 8;
+/// Bytes of the front per bucket: the bucket, its counters, and an eighth of an overflow bucket.
+const FRONT_BYTES_PER_BUCKET: usize = BUCKET_BYTES + COUNTER_BYTES + BUCKET_BYTES / 8;
 
 /// Offsets and sizes, all in bytes relative to the region's start unless they count something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Layout {
             region_bytes,
             buckets,
             counters,
-            overflow: (counters + 4 * buckets).next_multiple_of(BUCKET_BYTES),
+            overflow: (counters + COUNTER_BYTES * buckets).next_multiple_of(BUCKET_BYTES),
             log,
             segments,
             segment_shift: segment.trailing_zeros(),
@@ -158,7 +158,7 @@ mod tests {
         for mib in [16, 17, 24, 40, 64, 100, 128, 500, 1024, 4096, 65_536] {
             let bytes = (mib << 20) + 12_345;
             let layout = Layout::plan(bytes, None).unwrap();
-            assert!(layout.overflow >= layout.counters + 4 * layout.buckets);
+            assert!(layout.overflow >= layout.counters + COUNTER_BYTES * layout.buckets);
             assert!(layout.overflow + BUCKET_BYTES <= layout.log);
             assert!(layout.log + layout.segments * layout.segment_bytes() <= bytes);
             assert!(

@@ -7,8 +7,8 @@
 //! Writing appends an [`entry`] to the head segment; the hash table refers to the current entry of each key; what was current
 //! before is dead space until the cleaner moves the live entries of a segment to a survivor and frees it. A remove appends
 //! a tombstone, so that replaying the log gives the same store. A tombstone is needed as long as a dead version of its key
-//! lies in the log. Per bucket of the table a counter says how many dead objects lie in the log, and at zero the cleaner
-//! drops the tombstone: an overwrite needs none.
+//! lies in the log. Counters, four per bucket of the table, say how many dead objects lie in the log, and at zero the
+//! cleaner drops the tombstone: an overwrite needs none.
 #![forbid(unsafe_code)]
 
 pub mod entry;

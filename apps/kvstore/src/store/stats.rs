@@ -1,7 +1,7 @@
 //! What the store can say about itself.
 
 use super::segment::State;
-use super::table::BUCKET_BYTES;
+use super::table::{BUCKET_BYTES, COUNTER_BYTES};
 use super::{Accounting, Store};
 
 /// What the cleaner did since the store was opened.
@@ -66,7 +66,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             utilisation_permille: (self.log.bytes.live * 1000)
                 .checked_div(log_bytes)
                 .unwrap_or(0) as u32,
-            table_bytes: layout.buckets as u64 * (BUCKET_BYTES as u64 + 4)
+            table_bytes: layout.buckets as u64 * (BUCKET_BYTES + COUNTER_BYTES) as u64
                 + overflow * BUCKET_BYTES as u64,
             overflow_buckets: overflow,
             segment_bytes: layout.segment_bytes() as u64,

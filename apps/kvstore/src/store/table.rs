@@ -12,6 +12,11 @@ use super::mem::{load_u32, load_u64, store_u32, store_u64};
 
 /// Bytes of a bucket: a cache line.
 pub const BUCKET_BYTES: usize = 64;
+/// Counters of dead objects per bucket. A full table then has one or two keys a counter, so that the dead versions of one
+/// key seldom keep the tombstone of another in the log.
+pub(crate) const COUNTERS: usize = 4;
+/// Bytes of a bucket's counters.
+pub(crate) const COUNTER_BYTES: usize = 4 * COUNTERS;
 const SLOTS: usize = 8;
 const LAST: usize = 8 * (SLOTS - 1);
 const CHAIN: u64 = 1 << 47;
@@ -238,9 +243,22 @@ impl Table {
         self.recycled_count += 1;
     }
 
+    /// Which counter `hash` falls to: the counters split the hashes of a bucket evenly.
+    #[inline(always)]
+    pub(crate) fn counter_index(&self, hash: u64) -> u64 {
+        ((u128::from(hash) * u128::from(COUNTERS as u64 * self.buckets)) >> 64) as u64
+    }
+
+    /// The sum of all counters.
+    pub(crate) fn dead_total(&self, mem: &[u8]) -> u64 {
+        (0..COUNTERS * self.buckets as usize)
+            .map(|index| u64::from(load_u32(mem, self.counters + 4 * index)))
+            .sum()
+    }
+
     #[inline(always)]
     fn counter(&self, hash: u64) -> usize {
-        self.counters + 4 * self.bucket_index(hash) as usize
+        self.counters + 4 * self.counter_index(hash) as usize
     }
 
     /// Notes that an object of `hash` died and still lies in the log.
@@ -261,7 +279,7 @@ impl Table {
         }
     }
 
-    /// Dead objects in the log whose keys share the bucket of `hash`: at least the dead versions of its own key.
+    /// Dead objects in the log whose keys share the counter of `hash`: at least the dead versions of its own key.
     pub(crate) fn dead_count(&self, mem: &[u8], hash: u64) -> u32 {
         load_u32(mem, self.counter(hash))
     }

@@ -285,7 +285,10 @@ impl Backend {
     /// Window and RAM of the first user of that name; for who measures a server from outside.
     #[must_use]
     pub fn user_memory(&self, name: &str) -> Option<UserMemory> {
-        self.users().into_iter().find(|u| u.name == name).map(|u| u.memory)
+        self.users()
+            .into_iter()
+            .find(|u| u.name == name)
+            .map(|u| u.memory)
     }
 
     /// The users there are, the oldest first.

@@ -2,6 +2,8 @@
 //! end of the session. What the messages are is in [`hyv_abi::session`].
 
 #[cfg(test)]
+mod native_tests;
+#[cfg(test)]
 mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

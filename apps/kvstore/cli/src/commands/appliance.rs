@@ -147,7 +147,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
     let cpus = match &args.pin {
         Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,
-        None => allowed.clone(),
+        None => allowed,
     };
     let roles = Roles::of(&cpus);
     let mode = match args.mode {
@@ -159,7 +159,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 
     let root = RuntimeRoot::open()?;
     let (qemu, accel) = accel::probe(args.accel, Some(root.path()))?;
-    clock::tsc_hz();
+    let _ = clock::tsc_hz();
     let instance = Instance::start(InstanceConfig {
         name: args.name.clone(),
         prefix: "kvstore".into(),
