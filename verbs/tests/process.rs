@@ -165,11 +165,8 @@ fn a_session_shares_memory_kicks_and_wakes() {
     unsafe { process.free_dma(a, layout) };
     let again = process.alloc_dma(layout).unwrap();
     // SAFETY: 1000 bytes of our own.
-    assert!(
-        unsafe { std::slice::from_raw_parts(again.as_ptr(), 1000) }
-            .iter()
-            .all(|b| *b == 0)
-    );
+    let bytes = unsafe { std::slice::from_raw_parts(again.as_ptr(), 1000) };
+    assert!(bytes.iter().all(|b| *b == 0));
     assert!(
         process
             .alloc_dma(Layout::from_size_align(RAM as usize, 64).unwrap())

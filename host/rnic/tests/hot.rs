@@ -235,6 +235,34 @@ fn places_go_to_those_who_work() {
     }
 }
 
+/// A queue loses its place between its user's look at the flag and the device's next turn: its work is seen all
+/// the same.
+#[test]
+fn a_place_is_not_taken_from_a_queue_with_work() {
+    let mut m = Many::new(40);
+    let mut rng = Rng(13);
+    for round in 0..20 {
+        m.check_all();
+        for _ in 0..5_000 {
+            m.e.poll();
+        }
+        let hot: Vec<usize> = (0..40).filter(|&i| m.is_polled(i)).collect();
+        assert!(!hot.is_empty(), "round {round}");
+        for &i in &hot {
+            if rng.below(4) != 0 {
+                assert_eq!(m.post(i), Ring::Seen);
+            }
+        }
+        assert_eq!(bits(&m.a.user), 0, "no bit says so");
+        // Queues that become able to send ask for places, before the device's next turn.
+        for _ in 0..4 {
+            let x = m.a.extra_qp(&mut m.e, SMALL);
+            x.connect(&mut m.e, x.qpn, &Conn::default());
+        }
+        m.check_all();
+    }
+}
+
 #[test]
 fn a_sleeping_device_asks_for_a_kick() {
     let mut m = Many::new(40);
