@@ -15,7 +15,9 @@ use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// QPs a bitmap covers; the same as [`crate::window::MAX_QPS`].
 pub const QPS: usize = 16_384;
+#[cfg(not(loom))]
 const L0_WORDS: usize = QPS / 64;
+#[cfg(not(loom))]
 const L1_WORDS: usize = L0_WORDS / 64;
 
 /// The doorbell pages of a window.

@@ -408,6 +408,12 @@ impl Engine {
             if self.qp(lost).state != QpState::Err {
                 self.set_error(lost);
             }
+            // It may have been the peer: what this queue still has rings no second doorbell.
+            let qp = self.qp_mut(slot);
+            if qp.state == QpState::Rts && !qp.is_hot && !qp.in_backlog {
+                qp.in_backlog = true;
+                self.backlog.push_back(slot);
+            }
         }
         self.rewatch(slot, paused);
         moved as usize

@@ -339,6 +339,40 @@ fn a_receive_queues_cq_overruns() {
     others_go_on(&mut p, &mut x, &mut y);
 }
 
+/// The receiver's overrun ends the receiver; a sender outside the hot set still learns of all it posted.
+#[test]
+fn a_sender_goes_on_after_its_peers_overrun() {
+    let mut p = Pair::new(LEN);
+    let small = Cap {
+        sq_log2: 3,
+        rq_log2: 3,
+        ..Cap::default()
+    };
+    // Enough others that no place in the hot set is left.
+    for _ in 0..20 {
+        let other = p.a.extra_qp(&mut p.e, small);
+        other.connect(&mut p.e, other.qpn, &Conn::default());
+    }
+    let cq = p.b.user.cq(&mut p.e, 0);
+    let mut r = p.b.user.qp(&mut p.e, p.b.pd, &p.b.scq, &cq, small);
+    let mut q = p.a.extra_qp(&mut p.e, small);
+    connect(&mut p.e, &q, &r, &Conn::default());
+    let polled = &p.a.user.ram.window().doorbells.polled[q.index()];
+    assert_eq!(polled.load(Ordering::SeqCst), 0, "not in the hot set");
+    for i in 0..6 {
+        r.post_recv(i, &[p.b.mr.sge(0, 64)]);
+        q.post_silently(&Wr::new(WrOpcode::Send, i).inline(b"x"));
+    }
+    assert_eq!(q.ring(), Ring::Seen);
+    for _ in 0..20 {
+        pump(&mut p.e);
+        p.clock.advance(4096 << 14);
+    }
+    assert_eq!(r.state(&p.e), QpState::Err);
+    let ids: Vec<u64> = p.a.scq.drain().iter().map(|c| c.wr_id).collect();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5], "nobody is left waiting in silence");
+}
+
 /// A QP connected to itself whose receive CQ overruns: each of its sends still completes once.
 #[test]
 fn an_overrun_of_ones_own_receives() {

@@ -14,8 +14,6 @@ use crate::proto::{MAX_REQUEST_BYTES, PROTOCOL_VERSION};
 const BACKLOG: u32 = 128;
 /// Slots of the largest send: header and value apart are two SGEs, inline data of a STATS reply takes four slots.
 const MAX_INLINE: u32 = 192;
-/// RNR retries before a client that posts no receives is given up (times the timer that the client asked for).
-const RNR_RETRIES: u8 = 6;
 
 /// The listening side.
 pub(super) struct Listener {
@@ -99,7 +97,6 @@ impl Server {
                 let ready = conn.link.post_all().is_ok();
                 let param = ConnParam {
                     private_data: &[PROTOCOL_VERSION, WINDOW as u8],
-                    rnr_retry_count: RNR_RETRIES,
                     ..ConnParam::default()
                 };
                 if ready && conn.id.accept(&param).is_ok() {

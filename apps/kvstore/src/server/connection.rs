@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hyv_verbs::cm::CmId;
 use hyv_verbs::{MemoryRegion, Payload, PostError, QueuePair, RecvWr, SendOp, SendWr, Sge};
 
-use super::limits::{MAX_SENDS, RECV_BUFFERS, REPOST_BATCH, SIGNAL_EVERY};
+use super::limits::{MAX_SENDS, MAX_STALLS, RECV_BUFFERS, REPOST_BATCH, SIGNAL_EVERY};
 use crate::proto::MAX_REQUEST_BYTES;
 
 /// No segment, no buffer.
@@ -96,6 +96,8 @@ pub struct Link {
     pub transfers: u32,
     /// Its peer went away or broke the rules: to be closed.
     pub broken: bool,
+    /// Maintenance rounds since its oldest send made progress, and which that was.
+    stalls: (u32, u32),
 }
 
 impl Link {
@@ -112,6 +114,7 @@ impl Link {
             deferred: VecDeque::with_capacity(RECV_BUFFERS),
             transfers: 0,
             broken: false,
+            stalls: (0, 0),
         }
     }
 
@@ -209,6 +212,17 @@ impl Link {
     /// Everything still held, at the end of the connection.
     pub fn take_held(&mut self) -> impl Iterator<Item = Held> + '_ {
         self.sent.drain(..).map(|(_, held)| held)
+    }
+
+    /// Once a maintenance round: whether the client has not taken its replies for too long. RNR retries are without end, because a
+    /// client may be descheduled for long; who never takes a reply must not hold segments for ever.
+    pub fn is_stuck(&mut self) -> bool {
+        match self.sent.front() {
+            Some(&(count, _)) if self.stalls.1 == count => self.stalls.0 += 1,
+            Some(&(count, _)) => self.stalls = (0, count),
+            None => self.stalls.0 = 0,
+        }
+        self.stalls.0 > MAX_STALLS
     }
 
     /// Asks for a completion of what was sent without one: a WRITE of no bytes, which nobody sees.

@@ -2,8 +2,8 @@
 
 /// Requests that a client may have outstanding: with less the wire's latency is not hidden, with more a connection costs more memory.
 pub const WINDOW: usize = 16;
-/// Receive buffers of a connection: the window, and some whose replies are still being sent.
-pub const RECV_BUFFERS: usize = WINDOW + 4;
+/// Receive buffers of a connection: the window, and a batch that is not posted again yet.
+pub const RECV_BUFFERS: usize = WINDOW + REPOST_BATCH;
 /// Work requests of one connection that may be unfinished; no further request of it is taken up beyond.
 pub const MAX_SENDS: usize = 64;
 /// Slots of a connection's send ring: [`MAX_SENDS`] of the largest kind used here (a STATS reply, 4 slots).
@@ -40,3 +40,5 @@ pub const MAX_SLEEP_NS: u64 = 100_000_000;
 pub const SCAN_BUCKETS: usize = 1 << 14;
 /// A probe that hears nothing for so long is over, ns.
 pub const PROBE_SILENCE_NS: u64 = 50_000_000;
+/// Maintenance rounds without progress of a client's sends before it is given up: 2 s of not taking its replies.
+pub const MAX_STALLS: u32 = 200;

@@ -312,10 +312,12 @@ impl Server {
         self.any_deferred = waiting;
     }
 
-    /// Asks for completions of sends that would otherwise pin their segments for as long as a client is idle.
+    /// A round of maintenance, every 10 ms or so: asks for completions of sends that would otherwise pin their segments for as
+    /// long as a client is idle, and gives up clients that take no replies.
     pub fn flush(&mut self) {
         for conn in self.conns.iter_mut().flatten() {
-            conn.link.broken |= !matches!(conn.link.flush(), Ok(()) | Err(PostError::QueueFull));
+            let flushed = matches!(conn.link.flush(), Ok(()) | Err(PostError::QueueFull));
+            conn.link.broken |= !flushed || conn.link.is_stuck();
             self.any_broken |= conn.link.broken;
         }
     }
