@@ -9,7 +9,7 @@ use hyv_abi::types::QpState;
 use hyv_abi::window::summary;
 
 use crate::limits::{
-    BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, TIMER_TURNS, USERS_PER_TURN,
+    BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, SUMMARY_TURNS, TIMER_TURNS, USERS_PER_TURN,
 };
 use crate::mem::{Bytes, Watch};
 use crate::objects::{Cq, Qp, User, Wait, WaitFor, Wr};
@@ -180,7 +180,9 @@ impl Engine {
             }
             i += 1;
         }
-        moved += self.poll_summaries();
+        if self.hot.is_empty() || self.turn.is_multiple_of(SUMMARY_TURNS) {
+            moved += self.poll_summaries();
+        }
         if !self.backlog.is_empty() {
             moved += self.poll_backlog();
         }

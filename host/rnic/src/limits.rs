@@ -32,3 +32,5 @@ pub const TIMER_TURNS: u32 = 64;
 pub const MAX_MTU: u32 = 4_096;
 /// How long receives posted to a queue in error are looked for without a doorbell, ns; after that a doorbell is needed.
 pub const ERROR_WATCH_NS: u64 = 1_000_000_000;
+/// Turns between looks at the doorbell summaries while hot queues have work: a queue that is not hot waits so much longer.
+pub const SUMMARY_TURNS: u32 = 8;

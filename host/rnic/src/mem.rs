@@ -144,6 +144,14 @@ impl Words {
         unsafe { self.ptr.add(i).cast().as_ref() }
     }
 
+    /// Starts to fetch the line of word `i`, for a later turn.
+    #[inline]
+    pub fn prefetch(&self, i: usize) {
+        let word: *const AtomicU64 = self.at(i);
+        // SAFETY: a hint that changes nothing; the address is inside the view.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(word.cast()) };
+    }
+
     /// Stores an entry whose last word makes it valid.
     #[inline]
     pub fn publish(&self, i: usize, words: &[u64; SLOT_WORDS]) {

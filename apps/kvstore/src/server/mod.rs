@@ -327,9 +327,10 @@ impl Server {
         if !self.store.wants_cleaning() {
             return false;
         }
-        let progress = self.store.clean(limits::CLEAN_SLICE);
+        let slice = if self.store.is_scarce() { limits::CLEAN_SLICE } else { limits::TIDY_SLICE };
+        let progress = self.store.clean(slice);
         self.want_flush |= progress.state == CleanState::Blocked;
-        progress.moved_bytes > 0 || progress.segments_cleaned > 0
+        progress.state == CleanState::More
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Cleaner {
     futile_until: u64,
     /// The same for cleaning in the background, where the last look found no victim that is worth it.
     idle_until: u64,
+    /// A sealed segment may hold nothing that is needed: taken back even while others are free, so that a working set that is
+    /// overwritten stays in memory that was used before.
+    pub(crate) maybe_empty: bool,
     pub(crate) segments_cleaned: u64,
     pub(crate) bytes_moved: u64,
     pub(crate) bytes_freed: u64,
@@ -91,7 +94,12 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             if !self.wants_cleaning() {
                 break CleanState::Idle;
             }
-            if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_IN_BACKGROUND) {
+            if !self.is_cleaning() && !self.is_scarce() {
+                if !self.select_empty() {
+                    self.cleaner.maybe_empty = false;
+                    break CleanState::Idle;
+                }
+            } else if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_IN_BACKGROUND) {
                 if self.waits_for_pins(LEAST_GAIN_IN_BACKGROUND) {
                     break CleanState::Blocked;
                 }
@@ -118,8 +126,14 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     #[must_use]
     pub fn wants_cleaning(&self) -> bool {
         self.is_cleaning()
-            || (self.log.free_segments() < self.low_water()
-                && self.cleaner.died_bytes >= self.cleaner.idle_until)
+            || (self.is_scarce() && self.cleaner.died_bytes >= self.cleaner.idle_until)
+            || (self.cleaner.maybe_empty && !self.is_scarce())
+    }
+
+    /// Whether free segments are so few that cleaning is worth copying for.
+    #[must_use]
+    pub fn is_scarce(&self) -> bool {
+        self.log.free_segments() < self.low_water()
     }
 
     /// Free segments below which the cleaner works. Few: the longer it waits, the more of what it finds is dead.
@@ -230,12 +244,30 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let Some((_, _, index)) = best else {
             return false;
         };
+        self.begin(index);
+        true
+    }
+
+    /// Chooses a segment that costs nothing to move.
+    fn select_empty(&mut self) -> bool {
+        let empty = self.log.segments.iter().position(|s| {
+            s.state == State::Sealed && s.open_reservations == 0 && s.live == 0 && s.tombstones == 0
+        });
+        match empty {
+            Some(index) => {
+                self.begin(index as u32);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn begin(&mut self, index: u32) {
         self.log.segments[index as usize].state = State::Victim;
         self.cleaner.victim = Some(Victim {
             segment: index,
             cursor: SEGMENT_HEADER_BYTES,
         });
-        true
     }
 
     /// Cleans the victim until it is done or `spent` has reached `budget`.

@@ -598,7 +598,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         clear_live(mem, entry);
         self.table.count_dead(mem, hash);
         let bytes = Found::at(mem, entry).total_bytes();
-        self.log.segment_at(entry).live -= bytes as u32;
+        let segment = self.log.segment_at(entry);
+        segment.live -= bytes as u32;
+        self.cleaner.maybe_empty |= segment.live == 0;
         self.log.bytes.live -= bytes as u64;
         self.log.bytes.dead += bytes as u64;
         self.cleaner.dead_objects += 1;

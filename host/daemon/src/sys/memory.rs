@@ -421,18 +421,17 @@ impl Mapping {
             return Ok(());
         }
         let at = self.range(start, end - start)?;
-        // SAFETY: our own mapping; contents stay.
-        let rc = unsafe {
-            libc::madvise(
-                at.as_ptr().cast(),
-                (end - start) as usize,
-                libc::MADV_COLLAPSE,
-            )
-        };
-        if rc != 0 {
-            return Err(MemoryError::Collapse {
-                source: io::Error::last_os_error(),
-            });
+        let mut failed = None;
+        for chunk in (0..end - start).step_by(HUGE_PAGE) {
+            // SAFETY: our own mapping; contents stay.
+            let rc = unsafe { libc::madvise(at.as_ptr().add(chunk as usize).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
+            // One that cannot be (empty, or pinned) must not keep the others on small pages.
+            if rc != 0 {
+                failed = Some(io::Error::last_os_error());
+            }
+        }
+        if let Some(source) = failed {
+            return Err(MemoryError::Collapse { source });
         }
         Ok(())
     }

@@ -210,6 +210,8 @@ pub(super) fn run(
         results.exits_per_million = Some(delta.by_guest() as f64 * 1e6 / ops as f64);
         results.irq_exits_per_second = Some(delta.irq_exits as f64 / start.elapsed().as_secs_f64());
     }
+    let status = Status::read(&appliance.guest.qemu().window().user);
+    tracing::info!(p50_ns = status.service_p50_ns, p99_ns = status.service_p99_ns, "the guest's own service time");
     show(&results, appliance.mode);
     if compare {
         self::compare(appliance, guest, time, port, &mut results)?;
