@@ -37,7 +37,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "after {PATIENCE:?} still not: {what}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "after {PATIENCE:?} still not: {what}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

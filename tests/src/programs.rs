@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 /// The repository.
 #[must_use]
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
 }
 
 fn find(variable: &str, usual: &str) -> PathBuf {
-    let path = std::env::var_os(variable).map_or_else(|| root().join("target").join(usual), PathBuf::from);
+    let path =
+        std::env::var_os(variable).map_or_else(|| root().join("target").join(usual), PathBuf::from);
     assert!(
         path.is_file(),
         "{variable}: {} is not there; build it with ./run.sh build",

@@ -80,7 +80,11 @@ pub fn from_jsonl(bytes: &[u8]) -> Records {
         let field = |name: &str| match &object[name] {
             Value::String(text) => text.clone().into_bytes(),
             _ => STANDARD
-                .decode(object[format!("{name}_b64")].as_str().expect("one form is there"))
+                .decode(
+                    object[format!("{name}_b64")]
+                        .as_str()
+                        .expect("one form is there"),
+                )
                 .expect("it is base64"),
         };
         let twice = records.insert(field("key"), field("value"));
@@ -157,7 +161,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 #[track_caller]
 pub fn assert_same(got: &Records, want: &Records) {
     for (key, value) in want {
-        let name = || format!("key of {} bytes, `{}`", key.len(), String::from_utf8_lossy(&key[..key.len().min(40)]));
+        let name = || {
+            format!(
+                "key of {} bytes, `{}`",
+                key.len(),
+                String::from_utf8_lossy(&key[..key.len().min(40)])
+            )
+        };
         match got.get(key) {
             None => panic!("{} is missing", name()),
             Some(other) => assert!(

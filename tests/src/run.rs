@@ -86,7 +86,12 @@ impl Running {
                 return found;
             }
             let late = start.elapsed() > limit;
-            assert!(runs && !late, "{}: not said in time\n{}", self.what, self.err());
+            assert!(
+                runs && !late,
+                "{}: not said in time\n{}",
+                self.what,
+                self.err()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -101,7 +106,12 @@ impl Running {
         while self.runs() {
             if start.elapsed() > limit {
                 let _ = self.child.kill();
-                panic!("{} did not end within {limit:?}\n{}{}", self.what, self.out(), self.err());
+                panic!(
+                    "{} did not end within {limit:?}\n{}{}",
+                    self.what,
+                    self.out(),
+                    self.err()
+                );
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -161,7 +171,10 @@ impl Run {
     #[must_use]
     pub fn story(&self) -> String {
         let shown: String = self.text().chars().take(4000).collect();
-        format!("{}\n{}\n--- out\n{shown}\n--- err\n{}", self.what, self.status, self.err)
+        format!(
+            "{}\n{}\n--- out\n{shown}\n--- err\n{}",
+            self.what, self.status, self.err
+        )
     }
 
     /// It ended with 0, and well.
@@ -179,7 +192,11 @@ impl Run {
     /// When it did not, or has panicked.
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
-        assert!(self.status.code() == Some(code), "expected {code}: {}", self.story());
+        assert!(
+            self.status.code() == Some(code),
+            "expected {code}: {}",
+            self.story()
+        );
         self.no_panic()
     }
 
@@ -190,16 +207,28 @@ impl Run {
     #[track_caller]
     pub fn fails(self, words: &[&str]) -> Self {
         let code = self.status.code();
-        assert!(code.is_some_and(|c| c != 0), "expected an error: {}", self.story());
+        assert!(
+            code.is_some_and(|c| c != 0),
+            "expected an error: {}",
+            self.story()
+        );
         for word in words {
-            assert!(self.err.contains(word), "`{word}` is not in the message: {}", self.story());
+            assert!(
+                self.err.contains(word),
+                "`{word}` is not in the message: {}",
+                self.story()
+            );
         }
         self.no_panic()
     }
 
     #[track_caller]
     fn no_panic(self) -> Self {
-        assert!(!self.err.contains("panicked at"), "a panic reached the user: {}", self.story());
+        assert!(
+            !self.err.contains("panicked at"),
+            "a panic reached the user: {}",
+            self.story()
+        );
         self
     }
 }
@@ -208,7 +237,8 @@ impl Run {
 pub(crate) fn input(bytes: &[u8]) -> Stdio {
     use std::io::{Seek, Write};
     let mut file = tempfile::tempfile().expect("a temporary file can be made");
-    file.write_all(bytes).expect("a temporary file can be written");
+    file.write_all(bytes)
+        .expect("a temporary file can be written");
     file.rewind().expect("a temporary file can be read");
     file.into()
 }

@@ -115,7 +115,11 @@ impl Sandbox {
 
     /// Runs `kv ARGS` with `bytes` on standard input.
     #[must_use]
-    pub fn kv_with_input<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, bytes: &[u8]) -> Run {
+    pub fn kv_with_input<A: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+        bytes: &[u8],
+    ) -> Run {
         let mut command = self.kv_command(args);
         command.stdin(input(bytes));
         self.run(command)
@@ -151,7 +155,9 @@ impl Sandbox {
     /// When there is none of this name.
     #[must_use]
     pub fn counter(&self, name: &str) -> u64 {
-        self.stats()[name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+        self.stats()[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no counter {name}"))
     }
 
     /// Folder of instance `name`.
@@ -163,7 +169,12 @@ impl Sandbox {
     /// Processes of this sandbox by their environment, which children inherit: id and command line.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
-        let mark = [b"XDG_RUNTIME_DIR=", self.path().as_os_str().as_bytes(), b"\0"].concat();
+        let mark = [
+            b"XDG_RUNTIME_DIR=",
+            self.path().as_os_str().as_bytes(),
+            b"\0",
+        ]
+        .concat();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
@@ -215,8 +226,13 @@ impl Sandbox {
     /// # Panics
     /// When something is.
     pub fn assert_no_process(&self) {
-        eventually("every process of the sandbox has ended", || self.processes().is_empty());
-        let left: Vec<_> = shared_memory_files().difference(&self.shm).cloned().collect();
+        eventually("every process of the sandbox has ended", || {
+            self.processes().is_empty()
+        });
+        let left: Vec<_> = shared_memory_files()
+            .difference(&self.shm)
+            .cloned()
+            .collect();
         assert!(left.is_empty(), "left in /dev/shm: {left:?}");
     }
 }

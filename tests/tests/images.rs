@@ -5,7 +5,14 @@ use rustix::process::Signal;
 
 /// Arguments of `hyv-host` for the test image and its `words`.
 fn arguments<'a>(accelerator: Accelerator, words: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["--accel", accelerator.name(), "--memory", "64", "--limit", "60"];
+    let mut args = vec![
+        "--accel",
+        accelerator.name(),
+        "--memory",
+        "64",
+        "--limit",
+        "60",
+    ];
     args.extend(["--log", "debug", "--"]);
     args.extend(words);
     args
@@ -14,7 +21,9 @@ fn arguments<'a>(accelerator: Accelerator, words: &[&'a str]) -> Vec<&'a str> {
 /// Runs the test image with `words` on its command line.
 fn image(sandbox: &Sandbox, accelerator: Accelerator, words: &[&str]) -> Run {
     let mut command = sandbox.hyv_host_command(["--image"]);
-    command.arg(programs::test_image()).args(arguments(accelerator, words));
+    command
+        .arg(programs::test_image())
+        .args(arguments(accelerator, words));
     sandbox.run(command)
 }
 
@@ -26,7 +35,10 @@ fn table(accelerator: Accelerator, rows: &[(&[&str], i32, &[&str])]) {
         let run = image(&sandbox, accelerator, words);
         let missing: Vec<_> = expected.iter().filter(|w| !run.err.contains(**w)).collect();
         if run.status.code() != Some(*code) || !missing.is_empty() {
-            failed.push(format!("{words:?}: expected code {code}, missing {missing:?}: {}", run.story()));
+            failed.push(format!(
+                "{words:?}: expected code {code}, missing {missing:?}: {}",
+                run.story()
+            ));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));

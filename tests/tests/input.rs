@@ -14,7 +14,10 @@ fn refused(sandbox: &Sandbox, rows: &[(&[&str], &[&str])]) {
         let missing: Vec<_> = words.iter().filter(|w| !run.err.contains(**w)).collect();
         let code = run.status.code();
         if code.is_none_or(|c| c == 0) || !missing.is_empty() || run.err.contains("panicked at") {
-            failed.push(format!("{args:?}: not in the message: {missing:?}\n{}", run.story()));
+            failed.push(format!(
+                "{args:?}: not in the message: {missing:?}\n{}",
+                run.story()
+            ));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
@@ -38,9 +41,15 @@ fn what_the_command_line_does_not_know() {
             (&["bench", "--in-flight", "0"], &["--in-flight", "1..=16"]),
             (&["bench", "--in-flight", "17"], &["--in-flight", "1..=16"]),
             (&["bench", "--value-size", "-1"], &["-1"]),
-            (&["bench", "--value-size", "1048577"], &["--value-size", "1048576"]),
+            (
+                &["bench", "--value-size", "1048577"],
+                &["--value-size", "1048576"],
+            ),
             (&["get", "--port", "65536", "k"], &["--port", "65535"]),
-            (&["load", "--format", "xml", "f.tsv"], &["--format", "xml", "tsv", "jsonl"]),
+            (
+                &["load", "--format", "xml", "f.tsv"],
+                &["--format", "xml", "tsv", "jsonl"],
+            ),
         ],
     );
     sandbox.assert_clean();
@@ -63,34 +72,91 @@ fn what_the_appliance_cannot_start_with() {
             (&["appliance", "--memory", "0"], &["--memory", "64M"]),
             (&["appliance", "--memory", "129G"], &["--memory", "128 GiB"]),
             (&["appliance", "--memory", "127G"], &["--memory", "MiB"]),
-            (&["appliance", "--memory", "99999999999G"], &["--memory", "too large"]),
-            (&["appliance", "--memory", "much"], &["--memory", "much", "256M"]),
+            (
+                &["appliance", "--memory", "99999999999G"],
+                &["--memory", "too large"],
+            ),
+            (
+                &["appliance", "--memory", "much"],
+                &["--memory", "much", "256M"],
+            ),
             (&["appliance", "--memory", "-1"], &["--memory"]),
             (&["appliance", "--memory", "1.5G"], &["--memory", "1.5G"]),
-            (&["appliance", "--image", "missing.elf"], &["missing.elf", "--image"]),
-            (&["appliance", "--image", "not-elf"], &["not-elf", "ELF", "--image"]),
-            (&["appliance", "--image", "empty"], &["empty", "ELF", "--image"]),
-            (&["appliance", "--image", "/"], &["cannot read the image", "--image"]),
-            (&["appliance", "--image", "other.elf", "--accel", best], &["PVH"]),
-            (&["appliance", "--pin", "nonsense"], &["--pin", "nonsense", "0,2-3"]),
+            (
+                &["appliance", "--image", "missing.elf"],
+                &["missing.elf", "--image"],
+            ),
+            (
+                &["appliance", "--image", "not-elf"],
+                &["not-elf", "ELF", "--image"],
+            ),
+            (
+                &["appliance", "--image", "empty"],
+                &["empty", "ELF", "--image"],
+            ),
+            (
+                &["appliance", "--image", "/"],
+                &["cannot read the image", "--image"],
+            ),
+            (
+                &["appliance", "--image", "other.elf", "--accel", best],
+                &["PVH"],
+            ),
+            (
+                &["appliance", "--pin", "nonsense"],
+                &["--pin", "nonsense", "0,2-3"],
+            ),
             (&["appliance", "--pin", ""], &["--pin", "0,2-3"]),
             (&["appliance", "--pin", "1-0"], &["--pin", "1-0"]),
-            (&["appliance", "--pin", "0,1000"], &["--pin", "1000", "there are"]),
-            (&["appliance", "--accel", "xen"], &["--accel", "xen", "auto, kvm or tcg"]),
-            (&["appliance", "--mode", "other"], &["--mode", "other", "inline"]),
+            (
+                &["appliance", "--pin", "0,1000"],
+                &["--pin", "1000", "there are"],
+            ),
+            (
+                &["appliance", "--accel", "xen"],
+                &["--accel", "xen", "auto, kvm or tcg"],
+            ),
+            (
+                &["appliance", "--mode", "other"],
+                &["--mode", "other", "inline"],
+            ),
             (&["appliance", "--log", "a=b=c"], &["--log", "a=b=c"]),
             (&["appliance", "--name", "a/b"], &["a/b"]),
             (&["appliance", "--name", ""], &["name"]),
             (&["appliance", "--name", ".hidden"], &[".hidden"]),
             (&["appliance", "--port", "99999"], &["--port", "65535"]),
-            (&["appliance", "--bench", "forever"], &["--bench", "forever"]),
+            (
+                &["appliance", "--bench", "forever"],
+                &["--bench", "forever"],
+            ),
             (&["appliance", "--verify"], &["--load"]),
             (&["appliance", "--compare", "native"], &["--bench"]),
-            (&["appliance", "--compare", "other", "--bench", "1s"], &["--compare", "other", "native"]),
-            (&["appliance", "--load", "missing.tsv"], &["missing.tsv", "No such file"]),
-            (&["appliance", "--load", "data.xyz"], &["data.xyz", "--format"]),
-            (&["appliance", "--load", "/tmp", "--format", "tsv"], &["/tmp", "directory"]),
-            (&["appliance", "--load", "good.tsv", "--json", "no/such/r.json"], &["no/such", "--json"]),
+            (
+                &["appliance", "--compare", "other", "--bench", "1s"],
+                &["--compare", "other", "native"],
+            ),
+            (
+                &["appliance", "--load", "missing.tsv"],
+                &["missing.tsv", "No such file"],
+            ),
+            (
+                &["appliance", "--load", "data.xyz"],
+                &["data.xyz", "--format"],
+            ),
+            (
+                &["appliance", "--load", "/tmp", "--format", "tsv"],
+                &["/tmp", "directory"],
+            ),
+            (
+                &[
+                    "appliance",
+                    "--load",
+                    "good.tsv",
+                    "--json",
+                    "no/such/r.json",
+                ],
+                &["no/such", "--json"],
+            ),
             (&["appliance", "--json", "/"], &["--json", "/"]),
         ],
     );
@@ -121,8 +187,12 @@ fn nothing_to_talk_to() {
     assert!(!sandbox.file("out.tsv").exists());
     // A device without a store on it.
     let mut host = sandbox.spawn(sandbox.hyv_host_command(["--name", "bare"]));
-    hyv_e2e::eventually("the device is there", || sandbox.instance("bare").join("verbs.sock").exists());
-    sandbox.kv(["get", "a"]).fails(&["7070", "./run.sh kvstore"]);
+    hyv_e2e::eventually("the device is there", || {
+        sandbox.instance("bare").join("verbs.sock").exists()
+    });
+    sandbox
+        .kv(["get", "a"])
+        .fails(&["7070", "./run.sh kvstore"]);
     host.signal(rustix::process::Signal::INT);
     host.wait(hyv_e2e::PATIENCE).ok();
     sandbox.assert_clean();
@@ -139,7 +209,11 @@ fn qemu_that_cannot_be_used() {
         command.env("PATH", &folder);
         sandbox.run(command).fails(words);
     };
-    run(&["qemu-system-x86_64", "PATH", "apt-get install qemu-system-x86"]);
+    run(&[
+        "qemu-system-x86_64",
+        "PATH",
+        "apt-get install qemu-system-x86",
+    ]);
     let fake = |script: &str| {
         let path = sandbox.write("bin/qemu-system-x86_64", script);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
@@ -186,27 +260,66 @@ fn malformed_files() {
     let huge = "v".repeat(1_048_577);
     let long = "k".repeat(65_536);
     let rows: [(&str, String, &[&str]); 14] = [
-        ("no-tab.tsv", "no tab here\n".into(), &["no tab", "key<TAB>value"]),
+        (
+            "no-tab.tsv",
+            "no tab here\n".into(),
+            &["no tab", "key<TAB>value"],
+        ),
         ("two-tabs.tsv", "a\tb\tc\n".into(), &["second tab", "\\t"]),
         ("escape.tsv", "a\\x\tb\n".into(), &["bad escape", "\\x"]),
         ("end-escape.tsv", "a\tb\\\n".into(), &["bad escape"]),
         ("empty-line.tsv", "\n".into(), &["no tab"]),
-        ("empty-key.tsv", "\tvalue\n".into(), &["the key is empty", "1 to 65535"]),
+        (
+            "empty-key.tsv",
+            "\tvalue\n".into(),
+            &["the key is empty", "1 to 65535"],
+        ),
         ("huge.tsv", format!("k\t{huge}\n"), &["1048576", "1 MiB"]),
         ("long.tsv", format!("{long}\tv\n"), &["65535"]),
         ("array.jsonl", "[1]\n".into(), &["malformed", "\"key\""]),
-        ("cut.jsonl", "{\"key\":\"a\",\n".into(), &["malformed", "column"]),
-        ("no-value.jsonl", "{\"key\":\"a\"}\n".into(), &["no \"value\""]),
-        ("field.jsonl", "{\"key\":\"a\",\"value\":\"b\",\"ttl\":1}\n".into(), &["unknown field", "ttl"]),
-        ("base64.jsonl", "{\"key\":\"a\",\"value_b64\":\"*\"}\n".into(), &["not base64"]),
-        ("huge.jsonl", format!("{{\"key\":\"a\",\"value\":\"{huge}\"}}\n"), &["1 MiB"]),
+        (
+            "cut.jsonl",
+            "{\"key\":\"a\",\n".into(),
+            &["malformed", "column"],
+        ),
+        (
+            "no-value.jsonl",
+            "{\"key\":\"a\"}\n".into(),
+            &["no \"value\""],
+        ),
+        (
+            "field.jsonl",
+            "{\"key\":\"a\",\"value\":\"b\",\"ttl\":1}\n".into(),
+            &["unknown field", "ttl"],
+        ),
+        (
+            "base64.jsonl",
+            "{\"key\":\"a\",\"value_b64\":\"*\"}\n".into(),
+            &["not base64"],
+        ),
+        (
+            "huge.jsonl",
+            format!("{{\"key\":\"a\",\"value\":\"{huge}\"}}\n"),
+            &["1 MiB"],
+        ),
     ];
     let mut failed = Vec::new();
     for (name, bad, words) in &rows {
         // Other keys for each file, so that what is stored is this one's.
-        let mine: Records = before.iter().map(|(k, v)| ([name.as_bytes(), k].concat(), v.clone())).collect();
-        let good = if name.ends_with("tsv") { records::to_tsv(&mine) } else { records::to_jsonl(&mine) };
-        let after = if name.ends_with("tsv") { "after\tx\n" } else { "{\"key\":\"after\",\"value\":\"x\"}\n" };
+        let mine: Records = before
+            .iter()
+            .map(|(k, v)| ([name.as_bytes(), k].concat(), v.clone()))
+            .collect();
+        let good = if name.ends_with("tsv") {
+            records::to_tsv(&mine)
+        } else {
+            records::to_jsonl(&mine)
+        };
+        let after = if name.ends_with("tsv") {
+            "after\tx\n"
+        } else {
+            "{\"key\":\"after\",\"value\":\"x\"}\n"
+        };
         let file = sandbox.write(name, [&good, bad.as_bytes(), after.as_bytes()].concat());
         let run = sandbox.kv([&"load".into(), &file]);
         let mut words = words.to_vec();
@@ -226,6 +339,8 @@ fn malformed_files() {
     let file = sandbox.file("no-tab.tsv");
     let mut command = sandbox.kv_command(["appliance", "--memory", "64M", "--verify", "--load"]);
     command.arg(file);
-    sandbox.run(command).fails(&["no-tab.tsv", "line 51", "50 records were stored"]);
+    sandbox
+        .run(command)
+        .fails(&["no-tab.tsv", "line 51", "50 records were stored"]);
     store.end();
 }

@@ -5,7 +5,9 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::time::Duration;
 
 use hyv_e2e::records::{self, assert_same};
-use hyv_e2e::{Accelerator, Appliance, PATIENCE, Random, Sandbox, eventually, on_each_accelerator, seed};
+use hyv_e2e::{
+    Accelerator, Appliance, PATIENCE, Random, Sandbox, eventually, on_each_accelerator, seed,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 on_each_accelerator! {
@@ -149,11 +151,16 @@ fn nobody_else_may_connect() {
     let store = Appliance::start(&sandbox, Accelerator::best());
     let folder = sandbox.instance("kvstore");
     for path in [&folder, &sandbox.path().join("hyv")] {
-        let mode = fs::metadata(path).expect("it is there").permissions().mode();
+        let mode = fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o700, "{}", path.display());
     }
     let sockets = fs::read_dir(&folder).expect("it can be read").flatten();
-    let sockets = sockets.filter(|e| e.file_type().is_ok_and(|t| t.is_socket())).count();
+    let sockets = sockets
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_socket()))
+        .count();
     assert_eq!(sockets, 1);
     store.end();
 }
@@ -165,7 +172,9 @@ fn an_unsafe_runtime_folder_is_refused() {
     let folder = sandbox.path().join("hyv");
     fs::create_dir(&folder).expect("it is not there yet");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("it is ours");
-    sandbox.kv(["get", "a"]).fails(&["others may enter it", "XDG_RUNTIME_DIR"]);
+    sandbox
+        .kv(["get", "a"])
+        .fails(&["others may enter it", "XDG_RUNTIME_DIR"]);
     fs::remove_dir(&folder).expect("it is empty");
     std::os::unix::fs::symlink("/tmp", &folder).expect("it is gone");
     sandbox.kv(["get", "a"]).fails(&["symbolic link"]);

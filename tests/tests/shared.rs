@@ -26,7 +26,9 @@ fn launch(accelerator: Accelerator, words: &str, memory: u64) -> Qemu {
 
 fn boot(accelerator: Accelerator, words: &str) -> Qemu {
     let guest = launch(accelerator, words, 64 << 20);
-    guest.wait_state(UserState::Ready, PATIENCE).unwrap_or_else(|e| panic!("{e}"));
+    guest
+        .wait_state(UserState::Ready, PATIENCE)
+        .unwrap_or_else(|e| panic!("{e}"));
     guest
 }
 
@@ -35,7 +37,9 @@ fn app(guest: &Qemu, i: usize) -> &AtomicU64 {
 }
 
 fn passes(guest: &Qemu) {
-    let report = guest.wait_timeout(PATIENCE).expect("the guest ends by itself");
+    let report = guest
+        .wait_timeout(PATIENCE)
+        .expect("the guest ends by itself");
     assert_eq!(report.ending, Ending::Exited { code: 0 }, "{report}");
 }
 
@@ -140,9 +144,16 @@ fn a_polling_guest_causes_no_exits() {
         std::thread::sleep(Duration::from_millis(200));
         let before = guest.vcpu_stats().expect("KVM's counters can be read");
         std::thread::sleep(Duration::from_secs(1));
-        let delta = guest.vcpu_stats().expect("KVM's counters can be read").since(&before);
+        let delta = guest
+            .vcpu_stats()
+            .expect("KVM's counters can be read")
+            .since(&before);
         // Asking kicks the vCPU out of the guest now and then; a guest that exits does so thousands of times.
-        assert!(delta.by_guest() <= 20, "{} exits in a second of polling", delta.by_guest());
+        assert!(
+            delta.by_guest() <= 20,
+            "{} exits in a second of polling",
+            delta.by_guest()
+        );
         passes(&guest);
     });
 }

@@ -279,10 +279,23 @@ fn a_dump_replaces_a_file_whole() {
     sandbox.kv([&"dump".into(), &old]).ok();
     assert_eq!(fs::read(&old).expect("it is there"), b"a\t1\n");
     store.end();
-    let before = fs::read_dir(sandbox.file("")).expect("the folder is there").count();
-    sandbox.kv([&"dump".into(), &old]).fails(&["no instance is running", "./run.sh kvstore"]);
-    assert_eq!(fs::read(&old).expect("it is there"), b"a\t1\n", "a dump that fails leaves the file as it was");
-    assert_eq!(fs::read_dir(sandbox.file("")).expect("the folder is there").count(), before);
+    let before = fs::read_dir(sandbox.file(""))
+        .expect("the folder is there")
+        .count();
+    sandbox
+        .kv([&"dump".into(), &old])
+        .fails(&["no instance is running", "./run.sh kvstore"]);
+    assert_eq!(
+        fs::read(&old).expect("it is there"),
+        b"a\t1\n",
+        "a dump that fails leaves the file as it was"
+    );
+    assert_eq!(
+        fs::read_dir(sandbox.file(""))
+            .expect("the folder is there")
+            .count(),
+        before
+    );
 }
 
 /// Whoever reads our output may stop reading.
@@ -292,22 +305,37 @@ fn a_closed_pipe_is_no_failure() {
     let store = Appliance::start(&sandbox, Accelerator::best());
     let mut random = Random::new(seed());
     let all = records::many(&mut random, "a-rather-long-key-", 20_000, 10);
-    sandbox.kv_with_input(["load", "-", "--format", "jsonl"], &records::to_jsonl(&all)).ok();
+    sandbox
+        .kv_with_input(["load", "-", "--format", "jsonl"], &records::to_jsonl(&all))
+        .ok();
     for command in ["list", "dump -"] {
         let mut shell = sandbox.command("sh");
         let kv = hyv_e2e::programs::kv();
-        shell.arg("-c").arg(format!("'{}' {command} | head -n 1", kv.display()));
+        shell
+            .arg("-c")
+            .arg(format!("'{}' {command} | head -n 1", kv.display()));
         let run = sandbox.run(shell).ok();
-        assert!(run.text().lines().count() == 1 && run.err.is_empty(), "{}", run.story());
+        assert!(
+            run.text().lines().count() == 1 && run.err.is_empty(),
+            "{}",
+            run.story()
+        );
     }
     store.end();
 }
 
 #[track_caller]
 fn assert_latencies(of: &Value) {
-    let field = |name: &str| of[name].as_f64().unwrap_or_else(|| panic!("{name} of {of}"));
+    let field = |name: &str| {
+        of[name]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{name} of {of}"))
+    };
     assert!(field("ops") >= 1.0 && field("ops_per_s") > 0.0, "{of}");
     let order = ["p50_ns", "p99_ns", "p999_ns", "max_ns"].map(field);
     // The histogram keeps three digits, so the exact maximum may lie a thousandth below the last percentile.
-    assert!(order[0] > 0.0 && order.windows(2).all(|w| w[0] <= w[1] * 1.002), "{of}");
+    assert!(
+        order[0] > 0.0 && order.windows(2).all(|w| w[0] <= w[1] * 1.002),
+        "{of}"
+    );
 }

@@ -33,7 +33,7 @@ mod stats;
 use cursor::{Reader, Writer};
 pub use handshake::{PROTOCOL_VERSION, Refusal};
 pub use page::{PAGE_HEADER_BYTES, Page, PageBuilder};
-pub use stats::StatsReply;
+pub use stats::{STATS_BYTES, StatsReply, StatsView};
 
 /// Bytes of a request before anything optional.
 pub const REQUEST_HEADER_BYTES: usize = 8;
@@ -639,7 +639,7 @@ pub enum Reply<'a> {
         len: u32,
     },
     /// Counters.
-    Stats(StatsReply),
+    Stats(StatsView<'a>),
     /// The server is ready to bounce a cache line.
     Probe {
         /// How often.
@@ -692,7 +692,7 @@ impl<'a> Reply<'a> {
             ReplyKind::Version => Self::Version(input.u64()?),
             ReplyKind::Page => Self::Page(Page::parse(input.rest())?),
             ReplyKind::PageWritten => Self::PageWritten { len: input.u32()? },
-            ReplyKind::Stats => Self::Stats(StatsReply::parse(&mut input)?),
+            ReplyKind::Stats => Self::Stats(StatsView::parse(&mut input)?),
             ReplyKind::Probe => Self::Probe {
                 rounds: input.u32()?,
             },

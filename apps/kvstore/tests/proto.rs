@@ -136,7 +136,7 @@ proptest! {
         let page = Page::parse(&page[..page_len]).unwrap();
         prop_assert_eq!(page.next(), next);
         prop_assert_eq!(page.keys().collect::<Vec<_>>(), keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
-        let stats = StatsReply { objects: a, connections: u64::from(b), ..StatsReply::default() };
+        let stats = StatsReply { objects: a, connections: u64::from(b), ..StatsReply::default() }.to_bytes();
         for reply in [
             Reply::Empty,
             Reply::Error { status: Status::TooLargeForEager, detail: a },
@@ -144,7 +144,7 @@ proptest! {
             Reply::Version(a),
             Reply::Page(page),
             Reply::PageWritten { len: b },
-            Reply::Stats(stats),
+            Reply::Stats(StatsView::new(&stats)),
             Reply::Probe { rounds: b },
         ] {
             let mut out = [0xee; MAX_REPLY_BYTES];

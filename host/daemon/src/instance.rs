@@ -15,7 +15,9 @@ use crate::sys::{clock, cpu};
 use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
 
 /// GID of a device without an address on any network: `fe80::` and a local identifier. Peers are on this host.
-const LOCAL_GID: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x68, 0x79, 0xff, 0xfe, 0x76, 0, 1];
+const LOCAL_GID: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x68, 0x79, 0xff, 0xfe, 0x76, 0, 1,
+];
 /// GUID of the soft device; the low half of [`LOCAL_GID`].
 const NODE_GUID: u64 = 0x0268_79ff_fe76_0001;
 
@@ -90,10 +92,18 @@ impl Instance {
             .map_err(InstanceError::Engine)?;
         let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks));
         let backend = Backend::spawn(
-            BackendConfig { runtime_dir: Some(dir.path().to_owned()), quotas: config.quotas },
+            BackendConfig {
+                runtime_dir: Some(dir.path().to_owned()),
+                quotas: config.quotas,
+            },
             provider,
         )?;
-        Ok(Self { backend: Arc::new(backend), _engine: engine, cell, dir })
+        Ok(Self {
+            backend: Arc::new(backend),
+            _engine: engine,
+            cell,
+            dir,
+        })
     }
 
     /// Its name and folder.
@@ -127,11 +137,20 @@ impl Instance {
     ///
     /// # Errors
     /// As [`Qemu::launch`] and [`Backend::add_guest`].
-    pub fn launch(&self, config: &GuestConfig, binary: &QemuBinary, accel: &Accel) -> Result<Guest, InstanceError> {
+    pub fn launch(
+        &self,
+        config: &GuestConfig,
+        binary: &QemuBinary,
+        accel: &Accel,
+    ) -> Result<Guest, InstanceError> {
         let qemu = Arc::new(Qemu::launch(config, binary, accel)?);
         let bells = qemu.doorbells();
-        let clone = |fd: &crate::sys::event::EventFd| fd.try_clone().map_err(BackendError::Descriptor);
-        let memory = crate::backend::UserMemory { window: Arc::clone(qemu.window()), ram: Arc::clone(qemu.ram()) };
+        let clone =
+            |fd: &crate::sys::event::EventFd| fd.try_clone().map_err(BackendError::Descriptor);
+        let memory = crate::backend::UserMemory {
+            window: Arc::clone(qemu.window()),
+            ram: Arc::clone(qemu.ram()),
+        };
         let key = self.backend.add_guest(
             &config.name,
             memory,
@@ -152,7 +171,10 @@ impl Instance {
                 }
             })
             .map_err(InstanceError::Engine)?;
-        Ok(Guest { qemu, watcher: Some(watcher) })
+        Ok(Guest {
+            qemu,
+            watcher: Some(watcher),
+        })
     }
 }
 

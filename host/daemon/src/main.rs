@@ -63,7 +63,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .with_context(|| format!("--log {}", args.log))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -71,9 +72,14 @@ fn run(args: &Args) -> Result<ExitCode> {
         .without_time()
         .init();
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
     }
     let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
     let cpus = match &args.pin {
@@ -88,7 +94,11 @@ fn run(args: &Args) -> Result<ExitCode> {
         spin: Duration::from_micros(args.spin_us),
         quotas: Quotas::default(),
     })?;
-    println!("{}: {}", instance.dir().name(), instance.dir().path().display());
+    println!(
+        "{}: {}",
+        instance.dir().name(),
+        instance.dir().path().display()
+    );
     let Some(image) = &args.image else {
         while !stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50));
@@ -96,7 +106,11 @@ fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let (qemu, accel) = accel::probe(args.accel, Some(root.path()))?;
-    println!("{}: booting {} under {accel}", instance.dir().name(), image.display());
+    println!(
+        "{}: booting {} under {accel}",
+        instance.dir().name(),
+        image.display()
+    );
     let guest = instance.launch(
         &GuestConfig {
             name: instance.dir().name().to_owned(),
@@ -116,22 +130,41 @@ fn run(args: &Args) -> Result<ExitCode> {
         tracing::warn!("the guest runs on any CPU: {e}");
     }
     let start = std::time::Instant::now();
-    let over = || args.limit.is_some_and(|s| start.elapsed() > Duration::from_secs(s));
+    let over = || {
+        args.limit
+            .is_some_and(|s| start.elapsed() > Duration::from_secs(s))
+    };
     while !stop.load(Ordering::Relaxed) && !over() {
-        if guest.qemu().wait_timeout(Duration::from_millis(50)).is_some() {
+        if guest
+            .qemu()
+            .wait_timeout(Duration::from_millis(50))
+            .is_some()
+        {
             break;
         }
     }
     let late = over();
-    let report = if guest.qemu().exit_report().is_some() { guest.wait() } else { guest.shutdown() };
+    let report = if guest.qemu().exit_report().is_some() {
+        guest.wait()
+    } else {
+        guest.shutdown()
+    };
     if report.is_success() && !late {
         println!("{report}");
         return Ok(ExitCode::SUCCESS);
     }
     if late {
-        eprintln!("error: the guest did not end within {} s", args.limit.unwrap_or_default());
+        eprintln!(
+            "error: the guest did not end within {} s",
+            args.limit.unwrap_or_default()
+        );
         return Ok(ExitCode::FAILURE);
     }
     eprintln!("error: {report}");
-    Ok(ExitCode::from(u8::try_from(report.exit_code()).ok().filter(|c| *c != 0).unwrap_or(1)))
+    Ok(ExitCode::from(
+        u8::try_from(report.exit_code())
+            .ok()
+            .filter(|c| *c != 0)
+            .unwrap_or(1),
+    ))
 }

@@ -9,7 +9,8 @@ use hyv_abi::types::QpState;
 use hyv_abi::window::summary;
 
 use crate::limits::{
-    BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, SUMMARY_TURNS, TIMER_TURNS, USERS_PER_TURN,
+    BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, SUMMARY_TURNS, TIMER_TURNS,
+    USERS_PER_TURN,
 };
 use crate::mem::{Bytes, Watch};
 use crate::objects::{Cq, Qp, User, Wait, WaitFor, Wr};
@@ -191,7 +192,8 @@ impl Engine {
         {
             moved += self.poll_timers();
         }
-        if !self.touched.is_empty() {
+        // Not while there is work: the fence would stand in its way. Sleepers hear of it a few turns later.
+        if !self.touched.is_empty() && (moved == 0 || self.turn.is_multiple_of(SUMMARY_TURNS)) {
             self.finish_turn();
         }
         moved

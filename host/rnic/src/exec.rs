@@ -416,7 +416,8 @@ impl Engine {
         cqe.wqe = qp.rq_head as u16;
         qp.rq_head = qp.rq_head.wrapping_add(1);
         // The user wrote it: fetch it now, not when the next message waits for it.
-        qp.rq.prefetch((qp.rq_head & qp.rq_mask) as usize * qp.rq_stride);
+        qp.rq
+            .prefetch((qp.rq_head & qp.rq_mask) as usize * qp.rq_stride);
         let cq = qp.recv_cq;
         self.push(slot, cq, &cqe, solicited);
     }

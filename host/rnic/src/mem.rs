@@ -149,7 +149,9 @@ impl Words {
     pub fn prefetch(&self, i: usize) {
         let word: *const AtomicU64 = self.at(i);
         // SAFETY: a hint that changes nothing; the address is inside the view.
-        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(word.cast()) };
+        unsafe {
+            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(word.cast())
+        };
     }
 
     /// Stores an entry whose last word makes it valid.

@@ -68,20 +68,37 @@ impl<'a> Target<'a> {
     /// # Errors
     /// When the store refuses them.
     pub fn new(mut pump: Pump<'a>, window: Arc<SharedWindow>) -> Result<Self> {
-        let keys: Vec<Vec<u8>> = (0..KEYS).map(|i| format!("bench:{i:016}").into_bytes()).collect();
+        let keys: Vec<Vec<u8>> = (0..KEYS)
+            .map(|i| format!("bench:{i:016}").into_bytes())
+            .collect();
         let value = std::array::from_fn(|i| i as u8);
         let mut loader = crate::pump::Loader::new(&mut pump);
         for (i, key) in keys.iter().enumerate() {
-            loader.put(key, &value, i as u64).context("cannot store the keys to measure with")?;
+            loader
+                .put(key, &value, i as u64)
+                .context("cannot store the keys to measure with")?;
         }
-        loader.finish().context("cannot store the keys to measure with")?;
+        loader
+            .finish()
+            .context("cannot store the keys to measure with")?;
         let hz = clock::tsc_hz() as f64;
-        Ok(Self { pump, window, keys, value, next: 0, ticks: Vec::with_capacity(1 << 22), hz })
+        Ok(Self {
+            pump,
+            window,
+            keys,
+            value,
+            next: 0,
+            ticks: Vec::with_capacity(1 << 22),
+            hz,
+        })
     }
 
     fn pick(&mut self) -> usize {
         // A full-period walk that is no neighbour of itself: nothing is predictable from the last key.
-        self.next = self.next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.next = self
+            .next
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.next >> 33) as usize % KEYS
     }
 
@@ -93,10 +110,13 @@ impl<'a> Target<'a> {
         let line = &self.window.probe.line;
         line.store(0, Ordering::SeqCst);
         let total = 2 * FLOOR_ROUNDS;
-        self.pump.client.start_simple(Simple::Probe { rounds: total })?;
+        self.pump
+            .client
+            .start_simple(Simple::Probe { rounds: total })?;
         let mut ready = false;
         while !ready {
-            self.pump.step(|_, reply| ready = matches!(reply, Ok(Reply::Probe { .. })))?;
+            self.pump
+                .step(|_, reply| ready = matches!(reply, Ok(Reply::Probe { .. })))?;
         }
         let bounce = |from, rounds| -> Result<()> {
             if probe::bounce(line, from, rounds, SILENCE_NS, clock::monotonic_ns) {
@@ -113,7 +133,10 @@ impl<'a> Target<'a> {
             samples.push((clock::tsc() - start) as f64 / f64::from(step));
         }
         // The rounds that do not fill a batch: the server counts them.
-        bounce(FLOOR_ROUNDS + FLOOR_ROUNDS / step * step, FLOOR_ROUNDS % step)?;
+        bounce(
+            FLOOR_ROUNDS + FLOOR_ROUNDS / step * step,
+            FLOOR_ROUNDS % step,
+        )?;
         Ok(median(&mut samples) * 1e9 / self.hz)
     }
 
@@ -121,7 +144,12 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     /// When the server fails.
-    pub fn slice(&mut self, operation: Operation, length: Duration, all: &mut Latencies) -> Result<Measured> {
+    pub fn slice(
+        &mut self,
+        operation: Operation,
+        length: Duration,
+        all: &mut Latencies,
+    ) -> Result<Measured> {
         let before = self.floor()?;
         self.ticks.clear();
         // The first operations refill caches and predictors.
@@ -134,7 +162,8 @@ impl<'a> Target<'a> {
         while last < end {
             self.one(operation)?;
             let now = clock::tsc();
-            self.ticks.push((now - last).min(u64::from(u32::MAX)) as u32);
+            self.ticks
+                .push((now - last).min(u64::from(u32::MAX)) as u32);
             last = now;
         }
         let elapsed = Duration::from_secs_f64((last - begin) as f64 / self.hz);
@@ -146,7 +175,10 @@ impl<'a> Target<'a> {
             .map(|batch| batch.iter().map(|&t| f64::from(t)).sum::<f64>() * ns / BATCH as f64)
             .collect();
         if means.is_empty() {
-            bail!("only {} operations in {length:?}: nothing can be said about them", self.ticks.len());
+            bail!(
+                "only {} operations in {length:?}: nothing can be said about them",
+                self.ticks.len()
+            );
         }
         let steady = before / after < STEADY && after / before < STEADY;
         for &t in &self.ticks {
@@ -159,7 +191,16 @@ impl<'a> Target<'a> {
         let p99_ns = f64::from(*single.select_nth_unstable(at).1) * ns;
         let ops = single.len() as u64;
         self.ticks = single;
-        Ok(Measured { slice: Slice { p50_ns, p99_ns, floor_ns: f64::midpoint(before, after) }, steady, ops, elapsed })
+        Ok(Measured {
+            slice: Slice {
+                p50_ns,
+                p99_ns,
+                floor_ns: f64::midpoint(before, after),
+            },
+            steady,
+            ops,
+            elapsed,
+        })
     }
 
     #[inline]
@@ -173,7 +214,9 @@ impl<'a> Target<'a> {
         let mut sum = 0u64;
         let one = |_, reply: Result<Reply<'_>, ClientError>| match reply {
             // The value is looked at, as a user would.
-            Ok(Reply::Value { value, .. }) => sum = value.iter().step_by(64).map(|&b| u64::from(b)).sum(),
+            Ok(Reply::Value { value, .. }) => {
+                sum = value.iter().step_by(64).map(|&b| u64::from(b)).sum()
+            }
             Ok(_) => {}
             Err(e) => failed = Some(e),
         };

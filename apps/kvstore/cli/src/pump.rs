@@ -27,8 +27,13 @@ impl Pump<'_> {
     ///
     /// # Errors
     /// When the connection ended, or the store is silent for [`SILENCE`].
-    pub fn step(&mut self, mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>)) -> Result<usize, ClientError> {
-        let Some(inline) = &mut self.inline else { return self.client.wait(each) };
+    pub fn step(
+        &mut self,
+        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+    ) -> Result<usize, ClientError> {
+        let Some(inline) = &mut self.inline else {
+            return self.client.wait(each);
+        };
         let start = Instant::now();
         let mut turns = 0u32;
         loop {
@@ -62,7 +67,10 @@ impl Fingerprint {
             h.write(value);
             h.finish()
         };
-        Self { len: value.len() as u32, halves: [half(1), half(2)] }
+        Self {
+            len: value.len() as u32,
+            halves: [half(1), half(2)],
+        }
     }
 }
 
@@ -97,7 +105,11 @@ impl<'a, 'b> Loader<'a, 'b> {
     /// Over a pump with nothing outstanding.
     pub fn new(pump: &'b mut Pump<'a>) -> Self {
         let window = pump.client.window();
-        Self { pump, flight: vec![None; window], stored: 0 }
+        Self {
+            pump,
+            flight: vec![None; window],
+            stored: 0,
+        }
     }
 
     /// Records that the store has acknowledged.
@@ -114,7 +126,12 @@ impl<'a, 'b> Loader<'a, 'b> {
         while self.flight.iter().flatten().any(|f| f.key == key) {
             self.step(line)?;
         }
-        self.send(InFlight { key: key.to_vec(), value: value.to_vec(), line, retries: 0 })
+        self.send(InFlight {
+            key: key.to_vec(),
+            value: value.to_vec(),
+            line,
+            retries: 0,
+        })
     }
 
     fn send(&mut self, record: InFlight) -> Result<(), Refused> {
@@ -125,7 +142,12 @@ impl<'a, 'b> Loader<'a, 'b> {
                     return Ok(());
                 }
                 Err(ClientError::WindowFull) => self.step(record.line)?,
-                Err(error) => return Err(Refused { line: record.line, error }),
+                Err(error) => {
+                    return Err(Refused {
+                        line: record.line,
+                        error,
+                    });
+                }
             }
         }
     }
@@ -136,14 +158,25 @@ impl<'a, 'b> Loader<'a, 'b> {
         let mut refused = None;
         self.pump
             .step(|tag, reply| {
-                let Some(record) = flight.get_mut(usize::from(tag)).and_then(Option::take) else { return };
+                let Some(record) = flight.get_mut(usize::from(tag)).and_then(Option::take) else {
+                    return;
+                };
                 match reply {
                     Ok(_) => *stored += 1,
-                    Err(ClientError::Status { status: Status::Busy, .. }) if record.retries < BUSY_RETRIES => {
-                        again.push(InFlight { retries: record.retries + 1, ..record });
+                    Err(ClientError::Status {
+                        status: Status::Busy,
+                        ..
+                    }) if record.retries < BUSY_RETRIES => {
+                        again.push(InFlight {
+                            retries: record.retries + 1,
+                            ..record
+                        });
                     }
                     Err(error) => {
-                        refused.get_or_insert(Refused { line: record.line, error });
+                        refused.get_or_insert(Refused {
+                            line: record.line,
+                            error,
+                        });
                     }
                 }
             })
@@ -171,7 +204,11 @@ impl<'a, 'b> Loader<'a, 'b> {
     /// Waits for everything outstanding, whatever becomes of it; for the account after a failure.
     pub fn drain(&mut self) -> u64 {
         while self.pump.client.outstanding() > 0 {
-            if let Err(Refused { error: ClientError::Disconnected(_) | ClientError::Timeout(_), .. }) = self.step(0) {
+            if let Err(Refused {
+                error: ClientError::Disconnected(_) | ClientError::Timeout(_),
+                ..
+            }) = self.step(0)
+            {
                 break;
             }
         }
@@ -229,15 +266,26 @@ pub fn read_all<'k, E: From<ClientError>>(
             return Err(ClientError::WindowFull.into());
         }
         pump.step(|tag, reply| {
-            let Some(key) = flight.get_mut(usize::from(tag)).and_then(Option::take) else { return };
+            let Some(key) = flight.get_mut(usize::from(tag)).and_then(Option::take) else {
+                return;
+            };
             let outcome = match reply {
                 Ok(Reply::Value { value, .. }) => each(key, Some(value)),
-                Err(ClientError::Status { status: Status::NotFound, .. }) => each(key, None),
-                Err(ClientError::Status { status: Status::TooLargeForEager, .. }) => {
+                Err(ClientError::Status {
+                    status: Status::NotFound,
+                    ..
+                }) => each(key, None),
+                Err(ClientError::Status {
+                    status: Status::TooLargeForEager,
+                    ..
+                }) => {
                     large.push(key);
                     Ok(())
                 }
-                Ok(_) => Err(ClientError::Disconnected("its reply is of another kind than the request").into()),
+                Ok(_) => Err(ClientError::Disconnected(
+                    "its reply is of another kind than the request",
+                )
+                .into()),
                 Err(e) => Err(e.into()),
             };
             if let Err(e) = outcome {

@@ -18,16 +18,30 @@ const CLIENT_RAM: u64 = 16 << 20;
 pub fn find(name: Option<&str>) -> Result<PathBuf> {
     let root = RuntimeRoot::open()?;
     let running = root.instances()?;
-    let names = || running.iter().map(|i| i.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = || {
+        running
+            .iter()
+            .map(|i| i.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     match (name, running.as_slice()) {
         (Some(name), _) => match running.iter().find(|i| i.name == name) {
             Some(i) => Ok(i.path.clone()),
-            None if running.is_empty() => bail!("no instance is running: start one with ./run.sh kvstore"),
-            None => bail!("no instance named `{name}` is running; running: {}", names()),
+            None if running.is_empty() => {
+                bail!("no instance is running: start one with ./run.sh kvstore")
+            }
+            None => bail!(
+                "no instance named `{name}` is running; running: {}",
+                names()
+            ),
         },
         (None, []) => bail!("no instance is running: start one with ./run.sh kvstore"),
         (None, [only]) => Ok(only.path.clone()),
-        (None, _) => bail!("several instances are running ({}): say which with --instance NAME", names()),
+        (None, _) => bail!(
+            "several instances are running ({}): say which with --instance NAME",
+            names()
+        ),
     }
 }
 

@@ -7,17 +7,32 @@ use std::time::Duration;
 /// # Errors
 /// What is wrong with it, and what would be right.
 pub fn size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+    let shift = match unit
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
         "" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
-        _ => return Err(format!("unknown unit `{unit}`: write for example 256M or 4G")),
+        _ => {
+            return Err(format!(
+                "unknown unit `{unit}`: write for example 256M or 4G"
+            ));
+        }
     };
-    let number: u64 = number.parse().map_err(|_| "write a number with a unit, for example 256M or 4G".to_owned())?;
-    number.checked_shl(shift).filter(|n| n >> shift == number).ok_or_else(|| "too large".to_owned())
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write a number with a unit, for example 256M or 4G".to_owned())?;
+    number
+        .checked_shl(shift)
+        .filter(|n| n >> shift == number)
+        .ok_or_else(|| "too large".to_owned())
 }
 
 /// A time: a number with `ms`, `s`, `m` or `h`.
@@ -25,16 +40,24 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// What is wrong with it, and what would be right.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit = match unit {
         "ms" => 1e-3,
         "s" | "" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("unknown unit `{unit}`: write for example 500ms, 5s or 1m")),
+        _ => {
+            return Err(format!(
+                "unknown unit `{unit}`: write for example 500ms, 5s or 1m"
+            ));
+        }
     };
-    let number: f64 = number.parse().map_err(|_| "write a number with a unit, for example 5s".to_owned())?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "write a number with a unit, for example 5s".to_owned())?;
     let seconds = number * unit;
     if !(0.001..=86_400.0).contains(&seconds) {
         return Err("must be between 1ms and 24h".to_owned());
@@ -73,7 +96,15 @@ mod tests {
         assert_eq!(size("4GiB"), Ok(4 << 30));
         assert_eq!(size("123"), Ok(123));
         assert_eq!(size("1kb"), Ok(1024));
-        for bad in ["", "M", "1.5G", "-1", "5T", "99999999999999999999", "18446744073709551615G"] {
+        for bad in [
+            "",
+            "M",
+            "1.5G",
+            "-1",
+            "5T",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
             assert!(size(bad).is_err(), "{bad}");
         }
     }

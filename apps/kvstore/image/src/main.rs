@@ -34,14 +34,17 @@ impl Surroundings for Host {
     fn publish(&mut self, server: &Server) {
         let page = &rt::window().user;
         Status::of(server).publish(page);
-        page.overhead_bytes.store(memory::overhead(), core::sync::atomic::Ordering::Relaxed);
+        page.overhead_bytes
+            .store(memory::overhead(), core::sync::atomic::Ordering::Relaxed);
     }
 }
 
 fn number(key: &str, default: u64) -> Result<u64, String> {
     match rt::args().get(key) {
         None => Ok(default),
-        Some(text) => text.parse().map_err(|_| format!("argument {key}={text} is not a number")),
+        Some(text) => text
+            .parse()
+            .map_err(|_| format!("argument {key}={text} is not a number")),
     }
 }
 
@@ -56,9 +59,14 @@ fn main() -> Result<(), String> {
     let spin_ns = number("spin_us", 200)? * 1000;
     let context = Context::open(Arc::new(Guest)).map_err(|e| format!("no device: {e}"))?;
     let mut server = Server::new(&context, config).map_err(|e| format!("{e}"))?;
-    info!("serving on port {port} with {} MiB for the store", config.store_bytes >> 20);
+    info!(
+        "serving on port {port} with {} MiB for the store",
+        config.store_bytes >> 20
+    );
     Host.publish(&server);
     rt::ready();
-    server.serve(ServeOptions { spin_ns }, &mut Host).map_err(|e| format!("{e}"))?;
+    server
+        .serve(ServeOptions { spin_ns }, &mut Host)
+        .map_err(|e| format!("{e}"))?;
     server.close().map_err(|e| format!("{e}"))
 }

@@ -35,7 +35,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::poll`], and [`ClientError::Timeout`].
-    pub fn wait(&mut self, mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>)) -> Result<usize, ClientError> {
+    pub fn wait(
+        &mut self,
+        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+    ) -> Result<usize, ClientError> {
         let mut wcs = [WorkCompletion::EMPTY; 8];
         let start = self.context.now_ns();
         loop {
@@ -43,7 +46,10 @@ impl Client {
             let Some(left) = self.timeout.checked_sub(passed).filter(|l| !l.is_zero()) else {
                 return Err(ClientError::Timeout(self.timeout));
             };
-            let n = self.cq.wait(&mut wcs, Some(left)).map_err(verb("cannot wait for the store"))?;
+            let n = self
+                .cq
+                .wait(&mut wcs, Some(left))
+                .map_err(verb("cannot wait for the store"))?;
             let mut replies = 0;
             for wc in &wcs[..n] {
                 replies += self.complete(wc, &mut each)?;
@@ -75,10 +81,16 @@ impl Client {
         }
     }
 
-    fn patiently<T>(&mut self, mut f: impl FnMut(&mut Self) -> Result<T, ClientError>) -> Result<T, ClientError> {
+    fn patiently<T>(
+        &mut self,
+        mut f: impl FnMut(&mut Self) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
         for _ in 0..BUSY_RETRIES {
             match f(self) {
-                Err(ClientError::Status { status: Status::Busy, .. }) => self.pause(BUSY_PAUSE)?,
+                Err(ClientError::Status {
+                    status: Status::Busy,
+                    ..
+                }) => self.pause(BUSY_PAUSE)?,
                 other => return other,
             }
         }
@@ -106,12 +118,18 @@ impl Client {
     pub fn get(&mut self, key: &[u8]) -> Result<Option<Object>, ClientError> {
         check(key, 0)?;
         let take = |r: Reply<'_>| match r {
-            Reply::Value { version, value, .. } => Some(Object { version, value: value.to_vec() }),
+            Reply::Value { version, value, .. } => Some(Object {
+                version,
+                value: value.to_vec(),
+            }),
             _ => None,
         };
         let tag = self.start_get(key)?;
         let first = match self.wait_for(tag, take) {
-            Err(ClientError::Status { status: Status::TooLargeForEager, .. }) => {
+            Err(ClientError::Status {
+                status: Status::TooLargeForEager,
+                ..
+            }) => {
                 let tag = self.start_get_large(key)?;
                 self.wait_for(tag, take)
             }
@@ -119,7 +137,10 @@ impl Client {
         };
         match first {
             Ok(object) => Ok(Some(object)),
-            Err(ClientError::Status { status: Status::NotFound, .. }) => Ok(None),
+            Err(ClientError::Status {
+                status: Status::NotFound,
+                ..
+            }) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -148,7 +169,10 @@ impl Client {
         });
         match removed {
             Ok(v) => Ok(Some(v)),
-            Err(ClientError::Status { status: Status::NotFound, .. }) => Ok(None),
+            Err(ClientError::Status {
+                status: Status::NotFound,
+                ..
+            }) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -160,9 +184,10 @@ impl Client {
     pub fn list(&mut self, cursor: u64) -> Result<PageOfKeys, ClientError> {
         let tag = self.start_list(cursor)?;
         self.wait_for(tag, |r| match r {
-            Reply::Page(page) => {
-                Some(PageOfKeys { keys: page.keys().map(<[u8]>::to_vec).collect(), next: page.next() })
-            }
+            Reply::Page(page) => Some(PageOfKeys {
+                keys: page.keys().map(<[u8]>::to_vec).collect(),
+                next: page.next(),
+            }),
             _ => None,
         })
     }
@@ -174,7 +199,7 @@ impl Client {
     pub fn stats(&mut self) -> Result<StatsReply, ClientError> {
         let tag = self.start_simple(Simple::Stats)?;
         self.wait_for(tag, |r| match r {
-            Reply::Stats(s) => Some(s),
+            Reply::Stats(s) => Some(s.get()),
             _ => None,
         })
     }

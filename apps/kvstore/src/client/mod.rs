@@ -15,14 +15,14 @@ use core::time::Duration;
 
 use hyv_verbs::cm::{ConnParam, ConnectOptions, Connection};
 use hyv_verbs::{
-    Access, CompletionQueue, Context, Error, Gid, MemoryRegion, Payload, PostError, ProtectionDomain, QpCaps,
-    QueuePair, RecvWr, SendOp, SendWr, WorkCompletion,
+    Access, CompletionQueue, Context, Error, Gid, MemoryRegion, Payload, PostError,
+    ProtectionDomain, QpCaps, QueuePair, RecvWr, SendOp, SendWr, WorkCompletion,
 };
 
 use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::proto::{
-    Key, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, MIN_LIST_BUFFER_BYTES, PROTOCOL_VERSION, Page, ProtoError, PutValue, Refusal,
-    Reply, Request, Status,
+    Key, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, MIN_LIST_BUFFER_BYTES, PROTOCOL_VERSION, Page,
+    ProtoError, PutValue, Refusal, Reply, Request, Status,
 };
 pub use blocking::{Object, PageOfKeys};
 use staging::Staging;
@@ -134,7 +134,10 @@ pub struct Client {
 
 impl core::fmt::Debug for Client {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Client").field("outstanding", &self.outstanding).field("broken", &self.broken).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("outstanding", &self.outstanding)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
     }
 }
 
@@ -143,10 +146,22 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::NoServer`], [`ClientError::Refused`], and what the device says.
-    pub fn connect(context: &Context, gid: Gid, port: u16, timeout: Duration) -> Result<Self, ClientError> {
-        let pd = context.alloc_pd().map_err(verb("cannot make a protection domain"))?;
-        let cq = context.create_cq(4 * MAX_SENDS).map_err(verb("cannot make a completion queue"))?;
-        let alloc = |len| pd.alloc_mr(len, Access::LOCAL_WRITE).map_err(verb("cannot register buffers"));
+    pub fn connect(
+        context: &Context,
+        gid: Gid,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let pd = context
+            .alloc_pd()
+            .map_err(verb("cannot make a protection domain"))?;
+        let cq = context
+            .create_cq(4 * MAX_SENDS)
+            .map_err(verb("cannot make a completion queue"))?;
+        let alloc = |len| {
+            pd.alloc_mr(len, Access::LOCAL_WRITE)
+                .map_err(verb("cannot register buffers"))
+        };
         let recv = alloc(RECV_BUFFERS * MAX_REPLY_BYTES)?;
         let send = alloc(WINDOW * MAX_REQUEST_BYTES)?;
         let options = ConnectOptions {
@@ -158,17 +173,22 @@ impl Client {
                 max_inline_data: MAX_INLINE as u32,
                 signal_all: false,
             },
-            param: ConnParam { private_data: &[PROTOCOL_VERSION], ..ConnParam::default() },
+            param: ConnParam {
+                private_data: &[PROTOCOL_VERSION],
+                ..ConnParam::default()
+            },
             timeout,
         };
-        let connected = hyv_verbs::cm::connect(context, (gid, port), &pd, (&cq, &cq), &options, |qp| {
-            (0..RECV_BUFFERS as u32).try_for_each(|b| post_recv(qp, &recv, b))
-        });
+        let connected =
+            hyv_verbs::cm::connect(context, (gid, port), &pd, (&cq, &cq), &options, |qp| {
+                (0..RECV_BUFFERS as u32).try_for_each(|b| post_recv(qp, &recv, b))
+            });
         let mut connection = match connected {
             Ok(c) => c,
             // A CM without a listener rejects with no private data.
             Err(Error::Rejected { private, .. }) => {
-                return Err(Refusal::parse(&private).map_or(ClientError::NoServer { port }, ClientError::Refused));
+                return Err(Refusal::parse(&private)
+                    .map_or(ClientError::NoServer { port }, ClientError::Refused));
             }
             Err(e) => return Err(verb("cannot connect")(e)),
         };
@@ -176,7 +196,10 @@ impl Client {
             [PROTOCOL_VERSION, window, ..] if window > 0 => usize::from(window).min(WINDOW),
             _ => return Err(ClientError::Refused(Refusal::Version)),
         };
-        let qp = connection.id.take_qp().ok_or(ClientError::Disconnected("no queue pair"))?;
+        let qp = connection
+            .id
+            .take_qp()
+            .ok_or(ClientError::Disconnected("no queue pair"))?;
         Ok(Self {
             qp,
             connection,
@@ -224,7 +247,13 @@ impl Client {
         if key.len() > EAGER_KEY_BYTES {
             return self.start_get_large(key);
         }
-        self.start(&Request::Get { key: Key::Inline(key), buffer: None }, Pending::Plain)
+        self.start(
+            &Request::Get {
+                key: Key::Inline(key),
+                buffer: None,
+            },
+            Pending::Plain,
+        )
     }
 
     /// Sends a GET with a buffer for a value of any size.
@@ -234,7 +263,13 @@ impl Client {
     pub fn start_get_large(&mut self, key: &[u8]) -> Result<u16, ClientError> {
         let s = self.stage(key, 0)?;
         let (key, buffer) = self.staged(s, key, MAX_VALUE_BYTES);
-        self.start(&Request::Get { key, buffer: Some(buffer) }, Pending::Staged(s))
+        self.start(
+            &Request::Get {
+                key,
+                buffer: Some(buffer),
+            },
+            Pending::Staged(s),
+        )
     }
 
     /// Sends a PUT. The reply is [`Reply::Version`] or an error status.
@@ -244,7 +279,10 @@ impl Client {
     #[inline]
     pub fn start_put(&mut self, key: &[u8], value: &[u8]) -> Result<u16, ClientError> {
         if key.len() <= EAGER_KEY_BYTES && value.len() <= EAGER_VALUE_BYTES {
-            let request = Request::Put { key: Key::Inline(key), value: PutValue::Inline(value) };
+            let request = Request::Put {
+                key: Key::Inline(key),
+                value: PutValue::Inline(value),
+            };
             return self.start(&request, Pending::Plain);
         }
         let s = self.stage(key, value.len())?;
@@ -252,8 +290,11 @@ impl Client {
             staging.fill_value(s, value);
         }
         let (key, buffer) = self.staged(s, key, value.len());
-        let value =
-            if value.len() <= EAGER_VALUE_BYTES { PutValue::Inline(value) } else { PutValue::Remote(buffer) };
+        let value = if value.len() <= EAGER_VALUE_BYTES {
+            PutValue::Inline(value)
+        } else {
+            PutValue::Remote(buffer)
+        };
         self.start(&Request::Put { key, value }, Pending::Staged(s))
     }
 
@@ -263,7 +304,12 @@ impl Client {
     /// As [`Client::start_get`].
     pub fn start_del(&mut self, key: &[u8]) -> Result<u16, ClientError> {
         if key.len() <= EAGER_KEY_BYTES {
-            return self.start(&Request::Del { key: Key::Inline(key) }, Pending::Plain);
+            return self.start(
+                &Request::Del {
+                    key: Key::Inline(key),
+                },
+                Pending::Plain,
+            );
         }
         let s = self.stage(key, 0)?;
         let (key, _) = self.staged(s, key, 0);
@@ -277,7 +323,14 @@ impl Client {
     pub fn start_list(&mut self, cursor: u64) -> Result<u16, ClientError> {
         let s = self.stage(&[0], 0)?;
         let (_, buffer) = self.staged(s, &[0], MIN_LIST_BUFFER_BYTES);
-        self.start(&Request::List { cursor, limit: 0, buffer: Some(buffer) }, Pending::Staged(s))
+        self.start(
+            &Request::List {
+                cursor,
+                limit: 0,
+                buffer: Some(buffer),
+            },
+            Pending::Staged(s),
+        )
     }
 
     /// Sends a request for counters, a PING or a PROBE.
@@ -297,15 +350,28 @@ impl Client {
     fn stage(&mut self, key: &[u8], value_len: usize) -> Result<u32, ClientError> {
         check(key, value_len)?;
         if self.staging.is_none() {
-            self.staging = Some(Staging::new(&self.pd).map_err(verb("cannot register a staging buffer"))?);
+            self.staging =
+                Some(Staging::new(&self.pd).map_err(verb("cannot register a staging buffer"))?);
         }
-        self.staging.as_mut().and_then(Staging::take).ok_or(ClientError::WindowFull)
+        self.staging
+            .as_mut()
+            .and_then(Staging::take)
+            .ok_or(ClientError::WindowFull)
     }
 
     /// Key and buffer of a request with staging buffer `s`.
-    fn staged<'k>(&self, s: u32, key: &'k [u8], len: usize) -> (Key<'k>, crate::proto::RemoteBuffer) {
+    fn staged<'k>(
+        &self,
+        s: u32,
+        key: &'k [u8],
+        len: usize,
+    ) -> (Key<'k>, crate::proto::RemoteBuffer) {
         let staging = self.staging.as_ref().expect("a staging buffer was taken");
-        let key = if key.len() > EAGER_KEY_BYTES { Key::Remote(staging.fill_key(s, key)) } else { Key::Inline(key) };
+        let key = if key.len() > EAGER_KEY_BYTES {
+            Key::Remote(staging.fill_key(s, key))
+        } else {
+            Key::Inline(key)
+        };
         (key, staging.value(s, len))
     }
 
@@ -335,8 +401,14 @@ impl Client {
                 let at = usize::from(tag) * MAX_REQUEST_BYTES;
                 let mut large = [0; MAX_REQUEST_BYTES];
                 let n = request.emit(tag, &mut large)?;
-                self.send.write(at, &large[..n]).map_err(|_| ClientError::WindowFull)?;
-                post(&mut self.qp, signal, Payload::Sges(&[self.send.sge(at as u64, n as u32)]))
+                self.send
+                    .write(at, &large[..n])
+                    .map_err(|_| ClientError::WindowFull)?;
+                post(
+                    &mut self.qp,
+                    signal,
+                    Payload::Sges(&[self.send.sge(at as u64, n as u32)]),
+                )
             }
             Err(ProtoError::EmptyKey) => return Err(ClientError::EmptyKey),
             Err(e) => return Err(e.into()),
@@ -363,7 +435,10 @@ impl Client {
     /// When the connection has ended: outstanding requests get no reply, and whether a write among them was
     /// executed is not known.
     #[inline]
-    pub fn poll(&mut self, mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>)) -> Result<usize, ClientError> {
+    pub fn poll(
+        &mut self,
+        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+    ) -> Result<usize, ClientError> {
         let mut replies = 0;
         while let Some(wc) = self.cq.poll_one() {
             replies += self.complete(&wc, &mut each)?;
@@ -389,7 +464,11 @@ impl Client {
         let buffer = wc.wr_id as u32;
         let payload = match wc.inline_data() {
             Some(data) => data,
-            None => staging::received(&self.recv, buffer as usize * MAX_REPLY_BYTES, wc.byte_len as usize),
+            None => staging::received(
+                &self.recv,
+                buffer as usize * MAX_REPLY_BYTES,
+                wc.byte_len as usize,
+            ),
         };
         let parsed = Reply::parse(wc.imm.unwrap_or(u32::MAX), payload);
         let (tag, reply) = match parsed {
@@ -402,15 +481,29 @@ impl Client {
         let was = core::mem::replace(pending, Pending::Free);
         match (was, reply) {
             (Pending::Free, _) => return Err(self.fail("the store answered a request twice")),
-            (_, Reply::Error { status, detail }) => each(tag, Err(ClientError::Status { status, detail })),
+            (_, Reply::Error { status, detail }) => {
+                each(tag, Err(ClientError::Status { status, detail }))
+            }
             (Pending::Staged(s), Reply::Written { version, value_len }) => {
                 let staging = self.staging.as_ref().expect("taken for this request");
                 let value = staging.written(s, value_len as usize);
-                each(tag, Ok(Reply::Value { version, value, key: None }));
+                each(
+                    tag,
+                    Ok(Reply::Value {
+                        version,
+                        value,
+                        key: None,
+                    }),
+                );
             }
             (Pending::Staged(s), Reply::PageWritten { len }) => {
                 let staging = self.staging.as_ref().expect("taken for this request");
-                each(tag, Page::parse(staging.written(s, len as usize)).map(Reply::Page).map_err(ClientError::from));
+                each(
+                    tag,
+                    Page::parse(staging.written(s, len as usize))
+                        .map(Reply::Page)
+                        .map_err(ClientError::from),
+                );
             }
             (_, reply) => each(tag, Ok(reply)),
         }
@@ -435,7 +528,10 @@ impl Client {
     /// # Errors
     /// When the device is gone.
     pub fn close(mut self) -> Result<(), ClientError> {
-        self.connection.id.disconnect().map_err(verb("cannot disconnect"))
+        self.connection
+            .id
+            .disconnect()
+            .map_err(verb("cannot disconnect"))
     }
 }
 
@@ -461,8 +557,15 @@ fn post(qp: &mut QueuePair, signal: bool, payload: Payload<'_>) -> Result<(), Po
 
 #[inline]
 fn post_recv(qp: &mut QueuePair, recv: &MemoryRegion, buffer: u32) -> Result<(), Error> {
-    let sge = recv.sge(u64::from(buffer) * MAX_REPLY_BYTES as u64, MAX_REPLY_BYTES as u32);
-    qp.post_recv(&RecvWr { wr_id: u64::from(buffer), sges: &[sge] }).map_err(|_| Error::NoQueuePair)
+    let sge = recv.sge(
+        u64::from(buffer) * MAX_REPLY_BYTES as u64,
+        MAX_REPLY_BYTES as u32,
+    );
+    qp.post_recv(&RecvWr {
+        wr_id: u64::from(buffer),
+        sges: &[sge],
+    })
+    .map_err(|_| Error::NoQueuePair)
 }
 
 fn check(key: &[u8], value_len: usize) -> Result<(), ClientError> {

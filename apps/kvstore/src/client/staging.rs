@@ -22,7 +22,10 @@ pub(super) struct Staging {
 impl Staging {
     pub fn new(pd: &ProtectionDomain) -> Result<Self, Error> {
         let access = Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE;
-        Ok(Self { mr: pd.alloc_mr(BUFFERS * ROOM, access)?, free: (0..BUFFERS as u32).collect() })
+        Ok(Self {
+            mr: pd.alloc_mr(BUFFERS * ROOM, access)?,
+            free: (0..BUFFERS as u32).collect(),
+        })
     }
 
     pub fn take(&mut self) -> Option<u32> {
@@ -35,7 +38,11 @@ impl Staging {
 
     fn remote(&self, offset: usize, len: usize) -> RemoteBuffer {
         let at = self.mr.remote(offset as u64);
-        RemoteBuffer { addr: at.addr, rkey: at.rkey, len: len as u32 }
+        RemoteBuffer {
+            addr: at.addr,
+            rkey: at.rkey,
+            len: len as u32,
+        }
     }
 
     /// Copies a key in; gives its address.

@@ -19,7 +19,7 @@ macro_rules! counters {
                 [$((stringify!($name), self.$name)),*]
             }
 
-            pub(super) fn parse(input: &mut Reader<'_>) -> Result<Self, ProtoError> {
+            fn parse(input: &mut Reader<'_>) -> Result<Self, ProtoError> {
                 Ok(Self { $($name: input.u64()?,)* })
             }
         }
@@ -71,11 +71,51 @@ counters! {
     connections,
 }
 
-impl StatsReply {
+/// Bytes of the counters in a message.
+pub const STATS_BYTES: usize = size_of::<StatsReply>();
+
+/// Counters as they lie in a message: small to pass around, unlike what they say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatsView<'a> {
+    bytes: &'a [u8; STATS_BYTES],
+}
+
+impl<'a> StatsView<'a> {
+    /// Views bytes that [`StatsReply::to_bytes`] made.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8; STATS_BYTES]) -> Self {
+        Self { bytes }
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn get(&self) -> StatsReply {
+        // Of the right length by its type.
+        StatsReply::parse(&mut Reader { bytes: self.bytes }).unwrap_or_default()
+    }
+
+    pub(super) fn parse(input: &mut Reader<'a>) -> Result<Self, ProtoError> {
+        let taken = input.take(STATS_BYTES)?;
+        taken
+            .try_into()
+            .map(Self::new)
+            .map_err(|_| ProtoError::Field("stats"))
+    }
+
     pub(super) fn emit(&self, out: &mut Writer<'_>) -> Result<(), ProtoError> {
-        self.fields()
-            .iter()
-            .try_for_each(|(_, value)| out.put(&value.to_le_bytes()))
+        out.put(self.bytes)
+    }
+}
+
+impl StatsReply {
+    /// As they lie in a message.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; STATS_BYTES] {
+        let mut bytes = [0; STATS_BYTES];
+        for (to, (_, value)) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.fields()) {
+            *to = value.to_le_bytes();
+        }
+        bytes
     }
 
     /// Takes over what the store says; the server's own counters stay as they are.

@@ -90,7 +90,9 @@ impl Server {
             self.conns.push(None);
             self.conns.len() - 1
         });
-        let made = self.cq_share().and_then(|share| Ok((share, self.make_connection(&mut id, share)?)));
+        let made = self
+            .cq_share()
+            .and_then(|share| Ok((share, self.make_connection(&mut id, share)?)));
         match made {
             Ok((share, (qp, buffers))) => {
                 let mut conn = Box::new(Connection::new(slot, share, id, qp, buffers));
@@ -120,9 +122,15 @@ impl Server {
         if let Some(i) = self.cqs.iter().position(|s| s.used < s.room) {
             return Ok(i);
         }
-        let entries = self.cqs.last().map_or(CQ_ENTRIES, |s| (s.cq.capacity() * CQ_GROWTH / 2).min(CQ_MAX));
+        let entries = self.cqs.last().map_or(CQ_ENTRIES, |s| {
+            (s.cq.capacity() * CQ_GROWTH / 2).min(CQ_MAX)
+        });
         let cq = self.context.create_cq(entries)?;
-        self.cqs.push(CqShare { cq, used: 0, room: entries as usize / CQ_SHARE });
+        self.cqs.push(CqShare {
+            cq,
+            used: 0,
+            room: entries as usize / CQ_SHARE,
+        });
         Ok(self.cqs.len() - 1)
     }
 

@@ -74,7 +74,12 @@ impl Connection {
     pub fn new(slot: usize, share: usize, id: CmId, qp: QueuePair, buffers: MemoryRegion) -> Self {
         let buffers = Arc::new(buffers);
         let link = Link::new(slot, qp, Arc::clone(&buffers));
-        Self { link, buffers, id, share }
+        Self {
+            link,
+            buffers,
+            id,
+            share,
+        }
     }
 }
 

@@ -207,7 +207,13 @@ impl Server {
     #[must_use]
     pub fn store_range(&self) -> (u64, u64) {
         let mr = self.store.region().mr();
-        (self.context.platform().ram_offset(mr.as_ptr(), mr.len()).unwrap_or(0), mr.len() as u64)
+        (
+            self.context
+                .platform()
+                .ram_offset(mr.as_ptr(), mr.len())
+                .unwrap_or(0),
+            mr.len() as u64,
+        )
     }
 
     /// Answers what has arrived. Returns the number of completions handled; 0 says that there was nothing to do.
@@ -327,7 +333,11 @@ impl Server {
         if !self.store.wants_cleaning() {
             return false;
         }
-        let slice = if self.store.is_scarce() { limits::CLEAN_SLICE } else { limits::TIDY_SLICE };
+        let slice = if self.store.is_scarce() {
+            limits::CLEAN_SLICE
+        } else {
+            limits::TIDY_SLICE
+        };
         let progress = self.store.clean(slice);
         self.want_flush |= progress.state == CleanState::Blocked;
         progress.state == CleanState::More

@@ -10,8 +10,8 @@ use super::transfers::Stage;
 use super::{Server, buffer_offset, limits};
 use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_KEY_BYTES};
 use crate::proto::{
-    Key, MAX_REPLY_BYTES, PageBuilder, PutValue, RemoteBuffer, Reply, Request, StatsReply, Status,
-    entry_reply, error_detail, request_tag,
+    Key, MAX_REPLY_BYTES, PageBuilder, PutValue, RemoteBuffer, Reply, Request, StatsReply,
+    StatsView, Status, entry_reply, error_detail, request_tag,
 };
 use crate::store::{Found, StoreError};
 
@@ -379,7 +379,7 @@ impl Server {
             ..StatsReply::default()
         };
         stats.set_store(&self.store.stats());
-        self.reply(link, tag, &Reply::Stats(stats));
+        self.reply(link, tag, &Reply::Stats(StatsView::new(&stats.to_bytes())));
     }
 
     /// Bounces the window's probe line with a client that shares the machine: the floor under all latencies here.

@@ -15,7 +15,10 @@ pub(super) struct ServiceTimes {
 
 impl ServiceTimes {
     pub const fn new() -> Self {
-        Self { counts: [0; BUCKETS], total: 0 }
+        Self {
+            counts: [0; BUCKETS],
+            total: 0,
+        }
     }
 
     pub fn add(&mut self, ns: u64) {
@@ -79,7 +82,15 @@ mod tests {
         for ns in 1..=1000 {
             t.add(ns);
         }
-        assert!((500..=575).contains(&t.quantile(500)), "{}", t.quantile(500));
-        assert!((990..=1150).contains(&t.quantile(990)), "{}", t.quantile(990));
+        assert!(
+            (500..=575).contains(&t.quantile(500)),
+            "{}",
+            t.quantile(500)
+        );
+        assert!(
+            (990..=1150).contains(&t.quantile(990)),
+            "{}",
+            t.quantile(990)
+        );
     }
 }

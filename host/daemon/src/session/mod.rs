@@ -186,7 +186,7 @@ impl Parts {
             generation: next_generation(),
             regions: &flat_region(ram_len),
             tsc_hz: clock::tsc_hz(),
-            spin_hint: cpus.saturating_sub(1) as u32,
+            spin_hint: cpus.saturating_sub(2) as u32,
         };
         write_header(&window, &info);
         Ok(Self {

@@ -424,7 +424,13 @@ impl Mapping {
         let mut failed = None;
         for chunk in (0..end - start).step_by(HUGE_PAGE) {
             // SAFETY: our own mapping; contents stay.
-            let rc = unsafe { libc::madvise(at.as_ptr().add(chunk as usize).cast(), HUGE_PAGE, libc::MADV_COLLAPSE) };
+            let rc = unsafe {
+                libc::madvise(
+                    at.as_ptr().add(chunk as usize).cast(),
+                    HUGE_PAGE,
+                    libc::MADV_COLLAPSE,
+                )
+            };
             // One that cannot be (empty, or pinned) must not keep the others on small pages.
             if rc != 0 {
                 failed = Some(io::Error::last_os_error());

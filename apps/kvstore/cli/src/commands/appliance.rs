@@ -103,9 +103,21 @@ pub(super) struct Roles {
 impl Roles {
     fn of(cpus: &[usize]) -> Self {
         match *cpus {
-            [a, b, c, ..] => Self { engine: vec![a], guest: vec![b], client: vec![c] },
-            [a, b] => Self { engine: vec![a], guest: vec![b], client: vec![a] },
-            _ => Self { engine: cpus.to_vec(), guest: cpus.to_vec(), client: cpus.to_vec() },
+            [a, b, c, ..] => Self {
+                engine: vec![a],
+                guest: vec![b],
+                client: vec![c],
+            },
+            [a, b] => Self {
+                engine: vec![a],
+                guest: vec![b],
+                client: vec![a],
+            },
+            _ => Self {
+                engine: cpus.to_vec(),
+                guest: cpus.to_vec(),
+                client: cpus.to_vec(),
+            },
         }
     }
 }
@@ -123,15 +135,23 @@ pub(super) struct Appliance {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     super::start_log(&args.log)?;
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
         // A second one ends at once; QEMU dies with this process.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
     }
     let batch = args.verify || args.bench.is_some() || args.json.is_some();
     // Everything that can be wrong without a guest is found before one is started.
     if args.memory < MIN_MEMORY {
-        bail!("--memory {}: the appliance needs 64M or more", values::bytes(args.memory));
+        bail!(
+            "--memory {}: the appliance needs 64M or more",
+            values::bytes(args.memory)
+        );
     }
     if let Some(file) = args.load.as_deref().filter(|f| !format::is_standard(f)) {
         drop(format::open(file, args.format)?);
@@ -176,7 +196,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             name: name.clone(),
             image,
             symbols: None,
-            args: format!("port={} seed={} hyv.log={}", args.port, clock::realtime_ns() ^ clock::tsc(), guest_level(&args.log)),
+            args: format!(
+                "port={} seed={} hyv.log={}",
+                args.port,
+                clock::realtime_ns() ^ clock::tsc(),
+                guest_level(&args.log)
+            ),
             memory: args.memory,
             watchdog: None,
             spin_hint: u32::from(cpus.len() > 1),
@@ -204,10 +229,29 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         tracing::warn!("the guest runs on any CPU: {e}");
     }
 
-    eprintln!("{name}: up in {boot_ms:.0} ms under {accel}, {} of memory", values::bytes(args.memory));
-    let mut appliance = Appliance { guest, instance, roles, mode, context, stop };
+    eprintln!(
+        "{name}: up in {boot_ms:.0} ms under {accel}, {} of memory",
+        values::bytes(args.memory)
+    );
+    let mut appliance = Appliance {
+        guest,
+        instance,
+        roles,
+        mode,
+        context,
+        stop,
+    };
     let outcome = if batch || args.load.is_some() {
-        work(args, &mut appliance, &mut client, Facts { boot_ms, image_bytes, overhead })
+        work(
+            args,
+            &mut appliance,
+            &mut client,
+            Facts {
+                boot_ms,
+                image_bytes,
+                overhead,
+            },
+        )
     } else {
         Ok(())
     };
@@ -234,13 +278,21 @@ fn image_path(args: &Args) -> Result<PathBuf> {
     }
     // target/release/kv -> target/image/kvstore.elf
     let exe = std::env::current_exe().context("cannot find this program's own path")?;
-    let image = exe.parent().and_then(|p| p.parent()).map(|p| p.join("image/kvstore.elf"));
-    image.filter(|p| p.is_file()).context("no image: build it with ./run.sh build, or name one with --image PATH")
+    let image = exe
+        .parent()
+        .and_then(|p| p.parent())
+        .map(|p| p.join("image/kvstore.elf"));
+    image
+        .filter(|p| p.is_file())
+        .context("no image: build it with ./run.sh build, or name one with --image PATH")
 }
 
 /// The guest's own level: it knows no filters.
 fn guest_level(filter: &str) -> &'static str {
-    ["trace", "debug", "warn", "error"].into_iter().find(|l| filter.contains(l)).unwrap_or("info")
+    ["trace", "debug", "warn", "error"]
+        .into_iter()
+        .find(|l| filter.contains(l))
+        .unwrap_or("info")
 }
 
 /// The guest did not come up, or ended: its own story says why, if it has one.
@@ -254,7 +306,12 @@ fn guest_failed(guest: Guest, e: anyhow::Error) -> Result<ExitCode> {
     }
     let report = guest.wait();
     eprintln!("error: {report}");
-    Ok(ExitCode::from(u8::try_from(report.exit_code()).ok().filter(|c| *c != 0).unwrap_or(1)))
+    Ok(ExitCode::from(
+        u8::try_from(report.exit_code())
+            .ok()
+            .filter(|c| *c != 0)
+            .unwrap_or(1),
+    ))
 }
 
 /// Ends the guest in order.
@@ -274,7 +331,9 @@ fn guest_overhead(guest: &Guest) -> u64 {
     let fd = guest.qemu().ram_fd();
     let (mut at, mut used) = (0u64, 0u64);
     while let Ok(start) = seek(fd, SeekFrom::Data(at)) {
-        let Ok(end) = seek(fd, SeekFrom::Hole(start)) else { break };
+        let Ok(end) = seek(fd, SeekFrom::Hole(start)) else {
+            break;
+        };
         let inside = end.min(store.end).saturating_sub(start.max(store.start));
         used += (end - start) - inside.min(end - start);
         at = end;
@@ -293,25 +352,46 @@ fn work(args: &Args, appliance: &mut Appliance, client: &mut Client, facts: Fact
     let (mut loaded, mut verified) = (0, 0);
     if let Some(file) = &args.load {
         let mut seen: HashMap<Vec<u8>, Fingerprint> = HashMap::new();
-        let mut pump = Pump { client, inline: appliance.inline() };
+        let mut pump = Pump {
+            client,
+            inline: appliance.inline(),
+        };
         let start = Instant::now();
-        let stored = load_file(&mut pump, file, args.format, &appliance.stop, |key, value| {
-            if args.verify {
-                seen.insert(key.to_vec(), Fingerprint::of(value));
-            }
-        })?;
+        let stored = load_file(
+            &mut pump,
+            file,
+            args.format,
+            &appliance.stop,
+            |key, value| {
+                if args.verify {
+                    seen.insert(key.to_vec(), Fingerprint::of(value));
+                }
+            },
+        )?;
         loaded = stored;
         let s = start.elapsed().as_secs_f64();
-        eprintln!("loaded {loaded} records in {s:.2} s ({:.0}/s)", loaded as f64 / s);
+        eprintln!(
+            "loaded {loaded} records in {s:.2} s ({:.0}/s)",
+            loaded as f64 / s
+        );
         if args.verify {
             let start = Instant::now();
             verified = verify(&mut pump, &seen, &appliance.stop)?;
-            eprintln!("verified {verified} keys in {:.2} s: nothing differs", start.elapsed().as_secs_f64());
+            eprintln!(
+                "verified {verified} keys in {:.2} s: nothing differs",
+                start.elapsed().as_secs_f64()
+            );
         }
     }
     let measured = match args.bench {
         None => None,
-        Some(time) => Some(bench::run(appliance, client, time, args.compare.is_some(), args.port)?),
+        Some(time) => Some(bench::run(
+            appliance,
+            client,
+            time,
+            args.compare.is_some(),
+            args.port,
+        )?),
     };
     if let Some(path) = &args.json {
         let m = measured.unwrap_or_default();
@@ -349,7 +429,11 @@ impl Appliance {
 }
 
 /// Reads every key in another order than it was stored in, and compares.
-fn verify(pump: &mut Pump<'_>, want: &HashMap<Vec<u8>, Fingerprint>, stop: &AtomicBool) -> Result<u64> {
+fn verify(
+    pump: &mut Pump<'_>,
+    want: &HashMap<Vec<u8>, Fingerprint>,
+    stop: &AtomicBool,
+) -> Result<u64> {
     let mut keys: Vec<&[u8]> = want.keys().map(Vec::as_slice).collect();
     // From a fixed order, so that two runs read alike: by a hash of the key, which no file is sorted by.
     keys.sort_by_cached_key(|k| kvstore::store::hash64(0x9e37_79b9_7f4a_7c15, k));
@@ -361,7 +445,10 @@ fn verify(pump: &mut Pump<'_>, want: &HashMap<Vec<u8>, Fingerprint>, stop: &Atom
         match value {
             None => bail!("verify: key `{}` was stored but is not there", name()),
             Some(v) if want.get(key) != Some(&Fingerprint::of(v)) => {
-                bail!("verify: the value of key `{}` differs from what was stored", name())
+                bail!(
+                    "verify: the value of key `{}` differs from what was stored",
+                    name()
+                )
             }
             Some(_) => verified += 1,
         }
@@ -377,10 +464,24 @@ fn verify(pump: &mut Pump<'_>, want: &HashMap<Vec<u8>, Fingerprint>, stop: &Atom
 
 /// Serves until a signal, with a line that shows what happens.
 fn serve(args: &Args, appliance: Appliance, name: &str) -> Result<ExitCode> {
-    let command = if std::env::var_os("HYV_COMMAND").is_some() { "./run.sh kv" } else { "kv" };
-    let instance = if name == "kvstore" { String::new() } else { format!(" --instance {name}") };
-    let port = if args.port == 7070 { String::new() } else { format!(" --port {}", args.port) };
-    eprintln!("talk to it:  {command} put{instance}{port} KEY VALUE   (or get, del, list, load, dump, stats, bench)");
+    let command = if std::env::var_os("HYV_COMMAND").is_some() {
+        "./run.sh kv"
+    } else {
+        "kv"
+    };
+    let instance = if name == "kvstore" {
+        String::new()
+    } else {
+        format!(" --instance {name}")
+    };
+    let port = if args.port == 7070 {
+        String::new()
+    } else {
+        format!(" --port {}", args.port)
+    };
+    eprintln!(
+        "talk to it:  {command} put{instance}{port} KEY VALUE   (or get, del, list, load, dump, stats, bench)"
+    );
     eprintln!("Ctrl-C ends it");
     let terminal = io::stdout().is_terminal();
     // Without a terminal a line now and then is enough.
@@ -388,15 +489,27 @@ fn serve(args: &Args, appliance: Appliance, name: &str) -> Result<ExitCode> {
     let mut shown = Instant::now();
     let mut before = Status::read(&appliance.guest.qemu().window().user);
     while !appliance.stop.load(Ordering::Relaxed) {
-        if appliance.guest.qemu().wait_timeout(Duration::from_millis(100)).is_some() {
+        if appliance
+            .guest
+            .qemu()
+            .wait_timeout(Duration::from_millis(100))
+            .is_some()
+        {
             break;
         }
         if shown.elapsed() < period {
             continue;
         }
         let now = Status::read(&appliance.guest.qemu().window().user);
-        let rate = now.requests.saturating_sub(before.requests) as f64 / shown.elapsed().as_secs_f64();
-        let time = |ns| if ns == 0 { "-".to_owned() } else { values::nanos(ns) };
+        let rate =
+            now.requests.saturating_sub(before.requests) as f64 / shown.elapsed().as_secs_f64();
+        let time = |ns| {
+            if ns == 0 {
+                "-".to_owned()
+            } else {
+                values::nanos(ns)
+            }
+        };
         let line = format!(
             "{rate:.0} ops/s   {} keys   {} of {} in use   service p50 {} p99 {}   {} clients",
             now.objects,
@@ -408,7 +521,11 @@ fn serve(args: &Args, appliance: Appliance, name: &str) -> Result<ExitCode> {
         );
         let mut out = io::stdout().lock();
         // Nobody may be reading any more; that is no reason to end.
-        let _ = if terminal { write!(out, "\r\x1b[K{line}") } else { writeln!(out, "{line}") };
+        let _ = if terminal {
+            write!(out, "\r\x1b[K{line}")
+        } else {
+            writeln!(out, "{line}")
+        };
         let _ = out.flush();
         (shown, before) = (Instant::now(), now);
     }
@@ -418,7 +535,12 @@ fn serve(args: &Args, appliance: Appliance, name: &str) -> Result<ExitCode> {
     if !appliance.stop.load(Ordering::Relaxed) {
         let report = appliance.guest.wait();
         eprintln!("error: the guest ended by itself: {report}");
-        return Ok(ExitCode::from(u8::try_from(report.exit_code()).ok().filter(|c| *c != 0).unwrap_or(1)));
+        return Ok(ExitCode::from(
+            u8::try_from(report.exit_code())
+                .ok()
+                .filter(|c| *c != 0)
+                .unwrap_or(1),
+        ));
     }
     eprintln!("shutting down");
     end(appliance)?;

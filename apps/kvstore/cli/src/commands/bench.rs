@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use hyv_host::accel::AccelKind;
 use hyv_host::sys::process::spawn_bound;
 use hyv_host::sys::{clock, cpu};
-use hyv_host::accel::AccelKind;
 use hyv_verbs::Gid;
 use kvstore::client::Client;
 use kvstore::status::Status;
@@ -51,10 +51,29 @@ impl Server {
     fn start(appliance: &Appliance, port: u16, name: &str, store_bytes: u64) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find this program's own path")?;
         let mut command = Command::new(exe);
-        let pin = appliance.roles.guest.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let pin = appliance
+            .roles
+            .guest
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
         command
-            .args(["native-server", "--instance", appliance.instance.dir().name(), "--name", name, "--pin", &pin])
-            .args(["--port", &port.to_string(), "--memory", &store_bytes.to_string()])
+            .args([
+                "native-server",
+                "--instance",
+                appliance.instance.dir().name(),
+                "--name",
+                name,
+                "--pin",
+                &pin,
+            ])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--memory",
+                &store_bytes.to_string(),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let child = spawn_bound(command, &[]).context("cannot start the native server")?;
@@ -65,7 +84,12 @@ impl Server {
     fn connect(&mut self, appliance: &Appliance, port: u16) -> Result<Client> {
         let start = Instant::now();
         loop {
-            match Client::connect(&appliance.context, Gid::LOCAL, port, Duration::from_secs(10)) {
+            match Client::connect(
+                &appliance.context,
+                Gid::LOCAL,
+                port,
+                Duration::from_secs(10),
+            ) {
                 Ok(client) => return Ok(client),
                 Err(e) if start.elapsed() > Duration::from_secs(10) => {
                     return Err(e).context("the native server does not serve");
@@ -134,7 +158,11 @@ impl<'a> Lane<'a> {
 
     fn measure(&mut self, appliance: &'a Appliance, operation: Operation) -> Result<()> {
         self.target.pump.inline = appliance.inline();
-        let all = if operation == Operation::Get { &mut self.get_all } else { &mut self.put_all };
+        let all = if operation == Operation::Get {
+            &mut self.get_all
+        } else {
+            &mut self.put_all
+        };
         let measured = self.target.slice(operation, SLICE, all);
         self.target.pump.inline = None;
         let measured = measured?;
@@ -145,8 +173,15 @@ impl<'a> Lane<'a> {
         *time += measured.elapsed;
         *ops += measured.ops;
         // An unsteady slice keeps its place with a floor that pairs with none.
-        let floor_ns = if measured.steady { measured.slice.floor_ns } else { f64::INFINITY };
-        slices.push(Slice { floor_ns, ..measured.slice });
+        let floor_ns = if measured.steady {
+            measured.slice.floor_ns
+        } else {
+            f64::INFINITY
+        };
+        slices.push(Slice {
+            floor_ns,
+            ..measured.slice
+        });
         Ok(())
     }
 
@@ -159,9 +194,20 @@ impl<'a> Lane<'a> {
     }
 
     fn floor(&self) -> Floor {
-        let mut floors: Vec<f64> =
-            self.get.iter().chain(&self.put).map(|s| s.floor_ns).filter(|f| f.is_finite()).collect();
-        Floor { cache_line_rtt_ns: if floors.is_empty() { f64::NAN } else { median(&mut floors) } }
+        let mut floors: Vec<f64> = self
+            .get
+            .iter()
+            .chain(&self.put)
+            .map(|s| s.floor_ns)
+            .filter(|f| f.is_finite())
+            .collect();
+        Floor {
+            cache_line_rtt_ns: if floors.is_empty() {
+                f64::NAN
+            } else {
+                median(&mut floors)
+            },
+        }
     }
 }
 
@@ -178,9 +224,13 @@ pub(super) fn run(
     if let Err(e) = appliance.guest.qemu().pin_others(&appliance.roles.client) {
         tracing::debug!("QEMU's other threads run anywhere: {e}");
     }
-    let guest_pid = Pid::from_raw(appliance.guest.qemu().pid().cast_signed()).context("QEMU has no pid")?;
+    let guest_pid =
+        Pid::from_raw(appliance.guest.qemu().pid().cast_signed()).context("QEMU has no pid")?;
     let mut guest = {
-        let pump = Pump { client, inline: appliance.inline() };
+        let pump = Pump {
+            client,
+            inline: appliance.inline(),
+        };
         let mut target = Target::new(pump, Arc::clone(appliance.guest.qemu().window()))?;
         target.pump.inline = None;
         Lane::new(Side::Guest, guest_pid, target)
@@ -189,7 +239,13 @@ pub(super) fn run(
 
     // The guest alone, with KVM's counters around it.
     let kvm = appliance.guest.qemu().accel() == AccelKind::Kvm;
-    let stats = || if kvm { Some(appliance.guest.qemu().vcpu_stats()).transpose() } else { Ok(None) };
+    let stats = || {
+        if kvm {
+            Some(appliance.guest.qemu().vcpu_stats()).transpose()
+        } else {
+            Ok(None)
+        }
+    };
     let before = stats().context("cannot read KVM's counters")?;
     let start = Instant::now();
     while start.elapsed() < time {
@@ -211,7 +267,11 @@ pub(super) fn run(
         results.irq_exits_per_second = Some(delta.irq_exits as f64 / start.elapsed().as_secs_f64());
     }
     let status = Status::read(&appliance.guest.qemu().window().user);
-    tracing::info!(p50_ns = status.service_p50_ns, p99_ns = status.service_p99_ns, "the guest's own service time");
+    tracing::info!(
+        p50_ns = status.service_p50_ns,
+        p99_ns = status.service_p99_ns,
+        "the guest's own service time"
+    );
     show(&results, appliance.mode);
     if compare {
         self::compare(appliance, guest, time, port, &mut results)?;
@@ -236,7 +296,12 @@ fn check(appliance: &Appliance) -> Result<()> {
 fn collapse(appliance: &Appliance) {
     let status = Status::read(&appliance.guest.qemu().window().user);
     // What the kernel has no large page for stays on small ones; the comparison says so by its spread.
-    if let Err(e) = appliance.guest.qemu().ram().collapse(status.store_offset, status.store_bytes) {
+    if let Err(e) = appliance
+        .guest
+        .qemu()
+        .ram()
+        .collapse(status.store_offset, status.store_bytes)
+    {
         tracing::debug!("the guest's store stays on small pages: {e}");
     }
 }
@@ -259,9 +324,16 @@ fn compare<'a>(
     }
     let mut lanes = vec![guest];
     for ((server, name), client) in servers.iter().zip(&mut clients) {
-        let memory = appliance.instance.backend().user_memory(name).context("the native server is gone")?;
+        let memory = appliance
+            .instance
+            .backend()
+            .user_memory(name)
+            .context("the native server is gone")?;
         let mut target = {
-            let pump = Pump { client, inline: appliance.inline() };
+            let pump = Pump {
+                client,
+                inline: appliance.inline(),
+            };
             Target::new(pump, Arc::clone(&memory.window))?
         };
         target.pump.inline = None;
@@ -269,7 +341,11 @@ fn compare<'a>(
         if let Err(e) = memory.ram.collapse(status.store_offset, status.store_bytes) {
             tracing::debug!("a native store stays on small pages: {e}");
         }
-        let side = if lanes.len() == 1 { Side::Native } else { Side::Twin };
+        let side = if lanes.len() == 1 {
+            Side::Native
+        } else {
+            Side::Twin
+        };
         lanes.push(Lane::new(side, server.pid, target));
     }
     lanes[0].get.clear();
@@ -283,7 +359,9 @@ fn compare<'a>(
         lane.signal(Signal::CONT)?;
     }
     outcome?;
-    let [guest, native, twin] = &lanes[..] else { bail!("three servers were started") };
+    let [guest, native, twin] = &lanes[..] else {
+        bail!("three servers were started")
+    };
     debug_assert!(guest.side == Side::Guest && twin.side == Side::Twin);
     let pairs = pair_slices(&guest.get, &native.get, SAME_FLOOR);
     let ratio = |f: fn(&Slice) -> f64, pairs: &[(Slice, Slice)]| {
@@ -305,7 +383,10 @@ fn compare<'a>(
     });
     let show = |name: &str, i: Option<Interval>| {
         if let Some(i) = i {
-            eprintln!("{name}: {:.3} (95% interval {:.3} to {:.3})", i.median, i.low, i.high);
+            eprintln!(
+                "{name}: {:.3} (95% interval {:.3} to {:.3})",
+                i.median, i.low, i.high
+            );
         }
     };
     show("guest / native, GET p50", results.ratio_p50);
@@ -343,7 +424,9 @@ fn alternate<'a>(appliance: &'a Appliance, lanes: &mut [Lane<'a>], time: Duratio
 
 fn show(results: &Results, mode: Mode) {
     let floor = results.floor.map_or(f64::NAN, |f| f.cache_line_rtt_ns);
-    eprintln!("floor: {floor:.0} ns for one cache line to the guest's core and back; engine: {mode:?}");
+    eprintln!(
+        "floor: {floor:.0} ns for one cache line to the guest's core and back; engine: {mode:?}"
+    );
     for (name, s) in [("GET", results.get), ("PUT", results.put)] {
         let Some(s) = s else { continue };
         eprintln!(

@@ -30,7 +30,12 @@ pub(super) struct Where {
 
 impl Where {
     fn connect(&self) -> Result<Client> {
-        session::connect(&session::find(self.instance.as_deref())?, self.port, self.timeout, "kv")
+        session::connect(
+            &session::find(self.instance.as_deref())?,
+            self.port,
+            self.timeout,
+            "kv",
+        )
     }
 }
 
@@ -122,7 +127,9 @@ pub(super) fn put(args: &PutArgs) -> Result<ExitCode> {
     let value = if args.value == "-" {
         let mut value = Vec::new();
         // One byte more than fits, so that too much is noticed and not stored cut off.
-        io::stdin().take(kvstore::limits::MAX_VALUE_BYTES as u64 + 1).read_to_end(&mut value)?;
+        io::stdin()
+            .take(kvstore::limits::MAX_VALUE_BYTES as u64 + 1)
+            .read_to_end(&mut value)?;
         value
     } else {
         args.value.clone().into_bytes()
@@ -181,12 +188,19 @@ pub(super) fn list(args: &ListArgs) -> Result<ExitCode> {
 pub(super) fn stats(args: &StatsArgs) -> Result<ExitCode> {
     let stats = args.place.connect()?.stats()?;
     if args.json {
-        let map: serde_json::Map<String, serde_json::Value> =
-            stats.fields().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+        let map: serde_json::Map<String, serde_json::Value> = stats
+            .fields()
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v.into()))
+            .collect();
         println!("{}", serde_json::Value::from(map));
     } else {
         for (name, value) in stats.fields() {
-            let human = if name.ends_with("_bytes") { format!("  ({})", values::bytes(value)) } else { String::new() };
+            let human = if name.ends_with("_bytes") {
+                format!("  ({})", values::bytes(value))
+            } else {
+                String::new()
+            };
             println!("{name:<20} {value}{human}");
         }
     }
@@ -201,7 +215,10 @@ pub(super) struct Progress {
 
 impl Progress {
     pub fn new() -> Self {
-        Self { shown: Instant::now(), terminal: io::stderr().is_terminal() }
+        Self {
+            shown: Instant::now(),
+            terminal: io::stderr().is_terminal(),
+        }
     }
 
     pub fn show(&mut self, text: impl FnOnce() -> String) {
@@ -233,7 +250,11 @@ pub(super) fn load_file(
     let mut loader = Loader::new(pump);
     let failed = loop {
         if stop.load(Ordering::Relaxed) {
-            break Some(anyhow::anyhow!("{}: interrupted before line {}", path.display(), record.line + 1));
+            break Some(anyhow::anyhow!(
+                "{}: interrupted before line {}",
+                path.display(),
+                record.line + 1
+            ));
         }
         match reader.read_into(&mut record) {
             Ok(true) => {}
@@ -246,13 +267,19 @@ pub(super) fn load_file(
         seen(&record.key, &record.value);
         progress.show(|| {
             let n = loader.stored();
-            format!("loading: {n} records, {:.0}/s", n as f64 / start.elapsed().as_secs_f64())
+            format!(
+                "loading: {n} records, {:.0}/s",
+                n as f64 / start.elapsed().as_secs_f64()
+            )
         });
     };
     let (stored, failed) = match failed {
         None => match loader.finish() {
             Ok(n) => (n, None),
-            Err(e) => (loader.drain(), Some(anyhow::Error::from(e).context(path.display().to_string()))),
+            Err(e) => (
+                loader.drain(),
+                Some(anyhow::Error::from(e).context(path.display().to_string())),
+            ),
         },
         Some(e) => (loader.drain(), Some(e)),
     };
@@ -268,18 +295,26 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // A second one ends at once.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
     }
     Ok(stop)
 }
 
 pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
     // A missing file or an unknown ending shows before anything is connected.
-    drop(if format::is_standard(&args.file) { None } else { Some(format::open(&args.file, args.format)?) });
+    drop(if format::is_standard(&args.file) {
+        None
+    } else {
+        Some(format::open(&args.file, args.format)?)
+    });
     let stop = stop_on_signals()?;
     let mut client = args.place.connect()?;
     let start = Instant::now();
-    let mut pump = Pump { client: &mut client, inline: None };
+    let mut pump = Pump {
+        client: &mut client,
+        inline: None,
+    };
     let n = load_file(&mut pump, &args.file, args.format, &stop, |_, _| {})?;
     let s = start.elapsed().as_secs_f64();
     eprintln!("{n} records stored in {s:.2} s ({:.0}/s)", n as f64 / s);
@@ -294,17 +329,28 @@ pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let mut cursor = Some(0);
     while let Some(at) = cursor {
         let page = client.list(at)?;
-        let mut pump = Pump { client: &mut client, inline: None };
-        crate::pump::read_all(&mut pump, page.keys.iter().map(Vec::as_slice), |key, value| -> Result<()> {
-            // A key removed since its page was made is not there any more.
-            if let Some(value) = value {
-                out.write(key, value)?;
-            }
-            Ok(())
-        })?;
+        let mut pump = Pump {
+            client: &mut client,
+            inline: None,
+        };
+        crate::pump::read_all(
+            &mut pump,
+            page.keys.iter().map(Vec::as_slice),
+            |key, value| -> Result<()> {
+                // A key removed since its page was made is not there any more.
+                if let Some(value) = value {
+                    out.write(key, value)?;
+                }
+                Ok(())
+            },
+        )?;
         if stop.load(Ordering::Relaxed) {
             progress.end();
-            bail!("interrupted after {} records; {} was not changed", out.written(), args.file.display());
+            bail!(
+                "interrupted after {} records; {} was not changed",
+                out.written(),
+                args.file.display()
+            );
         }
         progress.show(|| format!("dumping: {} records", out.written()));
         cursor = page.next;
@@ -319,11 +365,17 @@ pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
 pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     const KEYS: usize = 1_000;
     if args.value_size > kvstore::limits::MAX_VALUE_BYTES {
-        bail!("--value-size {}: a value has at most {} bytes", args.value_size, kvstore::limits::MAX_VALUE_BYTES);
+        bail!(
+            "--value-size {}: a value has at most {} bytes",
+            args.value_size,
+            kvstore::limits::MAX_VALUE_BYTES
+        );
     }
     let mut client = args.place.connect()?;
     let value: Vec<u8> = (0..args.value_size).map(|i| i as u8).collect();
-    let keys: Vec<Vec<u8>> = (0..KEYS).map(|i| format!("bench:{i:016}").into_bytes()).collect();
+    let keys: Vec<Vec<u8>> = (0..KEYS)
+        .map(|i| format!("bench:{i:016}").into_bytes())
+        .collect();
     for key in &keys {
         client.put(key, &value)?;
     }

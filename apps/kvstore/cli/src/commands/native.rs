@@ -57,7 +57,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     super::start_log("warn")?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
     }
     if let Some(list) = &args.pin {
         let cpus = cpu::parse_list(list, &cpu::allowed()?)?;
@@ -77,7 +78,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let mut surroundings = Process1 { process, stop };
     surroundings.publish(&server);
     println!("serving on port {} of {}", args.port, dir.display());
-    server.serve(ServeOptions { spin_ns: args.spin_us * 1000 }, &mut surroundings)?;
+    server.serve(
+        ServeOptions {
+            spin_ns: args.spin_us * 1000,
+        },
+        &mut surroundings,
+    )?;
     server.close()?;
     Ok(ExitCode::SUCCESS)
 }
