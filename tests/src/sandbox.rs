@@ -191,18 +191,13 @@ impl Sandbox {
         found
     }
 
-    /// The one QEMU of this sandbox.
-    ///
-    /// # Panics
-    /// When there is none or more than one.
+    /// Process ids of the QEMUs that run guests here. (A trial of KVM is a QEMU without a guest.)
     #[must_use]
-    pub fn qemu(&self) -> u32 {
-        let all = self.processes();
-        let mut qemus = all.iter().filter(|(_, line)| line.contains("qemu-system"));
-        match (qemus.next(), qemus.next()) {
-            (Some((pid, _)), None) => *pid,
-            _ => panic!("not one QEMU: {all:?}"),
-        }
+    pub fn guests(&self) -> Vec<u32> {
+        let all = self.processes().into_iter();
+        let guests =
+            all.filter(|(_, line)| line.contains("qemu-system") && line.contains("-kernel"));
+        guests.map(|(pid, _)| pid).collect()
     }
 
     /// Nothing is left of what ran here: no process, no instance's folder, no shared memory.

@@ -80,7 +80,7 @@ fn what_the_appliance_cannot_start_with() {
                 &["appliance", "--memory", "much"],
                 &["--memory", "much", "256M"],
             ),
-            (&["appliance", "--memory", "-1"], &["--memory"]),
+            (&["appliance", "--memory", "-1"], &["'-1'", "--help"]),
             (&["appliance", "--memory", "1.5G"], &["--memory", "1.5G"]),
             (
                 &["appliance", "--image", "missing.elf"],
@@ -234,7 +234,7 @@ fn hyv_host_says_what_is_wrong() {
     let rows: [(&[&str], &[&str]); 8] = [
         (&["--image", "missing.elf"], &["missing.elf", "--image"]),
         (&["--image", "not-elf"], &["not-elf", "ELF"]),
-        (&["--memory", "1"], &["--memory", "16..=131072"]),
+        (&["--memory", "1"], &["--memory", "131072"]),
         (&["--memory", "lots"], &["--memory", "lots"]),
         (&["--pin", "x"], &["--pin", "0,2-3"]),
         (&["--accel", "xen"], &["xen", "auto, kvm or tcg"]),
@@ -246,7 +246,7 @@ fn hyv_host_says_what_is_wrong() {
     }
     let mut command = sandbox.hyv_host_command(["--memory", "32", "--image"]);
     command.arg(programs::test_image());
-    sandbox.run(command).fails(&["--memory", "64 MiB"]);
+    sandbox.run(command).fails(&["--memory", "64"]);
     sandbox.assert_clean();
 }
 

@@ -117,7 +117,7 @@ on_each_accelerator! {
         sandbox.kv(["put", "a", "b"]).ok();
         let mut client = sandbox.spawn(sandbox.kv_command(["bench", "--for", "60s"]));
         eventually("the client measures", || sandbox.counter("gets") > 0);
-        let _qemu = sandbox.qemu();
+        assert_eq!(sandbox.guests().len(), 1);
         assert!(client.runs());
         store.kill();
         client.wait(PATIENCE).fails(&["hyv-host"]);
@@ -136,7 +136,7 @@ on_each_accelerator! {
         sandbox.kv(["put", "a", "b"]).ok();
         let client = sandbox.spawn(sandbox.kv_command(["bench", "--for", "60s"]));
         eventually("the client measures", || sandbox.counter("gets") > 0);
-        let qemu = Pid::from_raw(sandbox.qemu().cast_signed()).expect("a process id");
+        let qemu = Pid::from_raw(sandbox.guests()[0].cast_signed()).expect("a process id");
         kill_process(qemu, Signal::KILL).expect("it runs");
         store.wait().fails(&["ended from outside by signal 9"]);
         client.wait(PATIENCE).fails(&["the store"]);

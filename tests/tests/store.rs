@@ -183,9 +183,15 @@ on_each_accelerator! {
 
     fn compare_native_reports_intervals(accelerator) {
         let sandbox = Sandbox::new();
-        let run = sandbox.kv([
-            "appliance", "--accel", accelerator.name(), "--memory", "64M", "--bench", "2s", "--compare", "native", "--json", "-",
-        ]);
+        let measure = |time| {
+            let args = ["appliance", "--accel", accelerator.name(), "--memory", "64M", "--bench", time];
+            sandbox.kv([&args[..], &["--compare", "native", "--json", "-"]].concat())
+        };
+        let mut run = measure("2s");
+        if run.err.contains("too few slices") {
+            // A busy machine; the message says what to do.
+            run = measure("8s");
+        }
         let run = run.ok();
         sandbox.assert_clean();
         let report: Value = serde_json::from_slice(&run.out).expect("one JSON object and nothing else");

@@ -7,6 +7,7 @@
 //! | [`backend`] | users, their control verbs, the control thread |
 //! | [`cm`] | connection management: identifiers, ports, the handshake |
 //! | [`instance`] | a device, its users and its guests, put together |
+//! | [`message`] | errors as people read them |
 //! | [`session`] | the socket by which a process becomes a user |
 //! | [`timer`] | deadlines by key |
 //! | [`vmm`] | one guest: its QEMU, its memory, its window, its end |
@@ -17,6 +18,7 @@ pub mod backend;
 pub mod cm;
 pub mod instance;
 pub mod limits;
+pub mod message;
 pub mod session;
 pub mod sys;
 pub mod timer;

@@ -30,7 +30,7 @@ struct Args {
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelRequest,
     /// The guest's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=131_072))]
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(64..=131_072))]
     memory: u64,
     /// CPUs to use, for example 0,1: the first for the engine, the second for the guest
     #[arg(long, value_name = "CPUS")]
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", hyv_host::message::of(&e));
             ExitCode::FAILURE
         }
     }

@@ -346,13 +346,23 @@ impl Client {
         self.start(&request, Pending::Plain)
     }
 
-    #[cold]
-    fn stage(&mut self, key: &[u8], value_len: usize) -> Result<u32, ClientError> {
-        check(key, value_len)?;
+    /// Registers the staging buffers for keys and values that travel by address, which otherwise happens when the first is
+    /// needed. Registering is a control verb: whoever drives the engine itself must not wait for one, and calls this before.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn prepare_large(&mut self) -> Result<(), ClientError> {
         if self.staging.is_none() {
             self.staging =
                 Some(Staging::new(&self.pd).map_err(verb("cannot register a staging buffer"))?);
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn stage(&mut self, key: &[u8], value_len: usize) -> Result<u32, ClientError> {
+        check(key, value_len)?;
+        self.prepare_large()?;
         self.staging
             .as_mut()
             .and_then(Staging::take)

@@ -14,9 +14,7 @@ pub enum Refusal {
     #[error("the server speaks another protocol version: build client and server from one source")]
     Version = 1,
     /// As many clients as it takes.
-    #[error(
-        "the server has as many clients as it takes: end one, or start it with a higher --max-connections"
-    )]
+    #[error("the server has as many clients as it takes: end one first")]
     TooMany = 2,
     /// Memory or device objects could not be had.
     #[error("the server is out of memory for connections: start it with more --memory")]

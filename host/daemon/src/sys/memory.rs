@@ -423,6 +423,9 @@ impl Mapping {
         let at = self.range(start, end - start)?;
         let mut failed = None;
         for chunk in (0..end - start).step_by(HUGE_PAGE) {
+            // A chunk without any page cannot become a large one: give it one.
+            // SAFETY: inside our own mapping; a read that nobody depends on.
+            let _ = unsafe { at.as_ptr().add(chunk as usize).read_volatile() };
             // SAFETY: our own mapping; contents stay.
             let rc = unsafe {
                 libc::madvise(

@@ -156,6 +156,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(file) = args.load.as_deref().filter(|f| !format::is_standard(f)) {
         drop(format::open(file, args.format)?);
     }
+    if let Some(path) = args.json.as_deref().filter(|p| p.is_dir()) {
+        bail!("--json {}: is a folder; name a file", path.display());
+    }
     if let Some(path) = args.json.as_deref()
         && let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
         && !dir.is_dir()
@@ -233,6 +236,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         "{name}: up in {boot_ms:.0} ms under {accel}, {} of memory",
         values::bytes(args.memory)
     );
+    client.prepare_large()?;
     let mut appliance = Appliance {
         guest,
         instance,

@@ -45,20 +45,7 @@ enum Command {
 /// Runs the command line; gives the exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    let mut command = Cli::command();
-    // `run.sh` says what the user typed.
-    if let Some(name) = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok()) {
-        let appliance = name.ends_with("kvstore");
-        command = if appliance {
-            command.mut_subcommand("appliance", |c| c.bin_name(name))
-        } else {
-            command.bin_name(name)
-        };
-    }
-    let cli = match command
-        .try_get_matches()
-        .and_then(|m| Cli::from_arg_matches(&m))
-    {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
@@ -79,10 +66,31 @@ pub fn run() -> ExitCode {
         // Whoever reads us has enough, as `head` does.
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", hyv_host::message::of(&e));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reads the command line. `HYV_COMMAND` is what the user typed before it, if that was another command.
+fn parse() -> Result<Cli, clap::Error> {
+    let command = Cli::command();
+    let typed = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok());
+    let Some(typed) = typed else {
+        return Cli::from_arg_matches(&command.try_get_matches()?);
+    };
+    let mut args = std::env::args_os().skip(1).peekable();
+    // A command of its own there, so that usage and errors name no other.
+    if typed.ends_with(" kvstore")
+        && args.next_if(|arg| arg == "appliance").is_some()
+        && let Some(command) = command.find_subcommand("appliance")
+    {
+        let command = command.clone().bin_name(&typed);
+        let matches = command.try_get_matches_from(std::iter::once(typed.into()).chain(args))?;
+        let command = Command::Appliance(appliance::Args::from_arg_matches(&matches)?);
+        return Ok(Cli { command });
+    }
+    Cli::from_arg_matches(&command.bin_name(typed).try_get_matches()?)
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {
