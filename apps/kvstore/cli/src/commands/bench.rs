@@ -73,6 +73,8 @@ impl Server {
                 &port.to_string(),
                 "--memory",
                 &store_bytes.to_string(),
+                "--spin-us",
+                &super::appliance::spin_us(true).to_string(),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
