@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use hyv_host::accel::{self, AccelRequest};
 use hyv_host::backend::Quotas;
 use hyv_host::instance::{Instance, InstanceConfig};
@@ -53,13 +53,26 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = match parse() {
+        Ok(args) => args,
+        Err(e) => e.exit(),
+    };
+    match run(&args) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("error: {}", hyv_host::message::of(&e));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reads the command line. `HYV_COMMAND` is what the user typed before it, if that was another command.
+fn parse() -> Result<Args, clap::Error> {
+    let mut command = Args::command();
+    if let Some(typed) = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok()) {
+        command = command.bin_name(typed);
+    }
+    Args::from_arg_matches(&command.try_get_matches()?)
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
