@@ -635,3 +635,28 @@ impl CmParam {
         private: [0; PRIVATE_LEN],
     };
 }
+
+impl QpAttr {
+    /// Nothing set: what a QP in RESET has.
+    pub const EMPTY: Self = Self {
+        state: 0,
+        cur_state: 0,
+        access: 0,
+        pkey_index: 0,
+        port_num: 0,
+        qkey: 0,
+        path_mtu: 0,
+        dest_qp_num: 0,
+        rq_psn: 0,
+        sq_psn: 0,
+        max_rd_atomic: 0,
+        max_dest_rd_atomic: 0,
+        min_rnr_timer: 0,
+        timeout: 0,
+        retry_cnt: 0,
+        rnr_retry: 0,
+        dest_gid: [0; 16],
+        traffic_class: 0,
+        hop_limit: 0,
+    };
+}

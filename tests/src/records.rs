@@ -125,15 +125,26 @@ fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
 #[must_use]
 pub fn from_tsv(bytes: &[u8]) -> Records {
     let mut records = Records::new();
-    for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+    for (key, value) in tsv_lines(bytes) {
+        assert!(records.insert(key, value).is_none(), "a key is there twice");
+    }
+    records
+}
+
+/// Reads tab-separated lines in their order.
+///
+/// # Panics
+/// When they are none.
+pub fn tsv_lines(bytes: &[u8]) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+    let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+    lines.map(|line| {
         let mut fields = line.split(|b| *b == b'\t').map(unescape);
         let (key, value) = (fields.next(), fields.next());
         let (Some(key), Some(value), None) = (key, value, fields.next()) else {
             panic!("not a line of two fields: {}", line.escape_ascii());
         };
-        assert!(records.insert(key, value).is_none(), "a key is there twice");
-    }
-    records
+        (key, value)
+    })
 }
 
 fn unescape(field: &[u8]) -> Vec<u8> {

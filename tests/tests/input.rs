@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use hyv_e2e::records::{self, Records, assert_same};
 use hyv_e2e::{Accelerator, Appliance, Random, Sandbox, programs};
@@ -224,6 +226,109 @@ fn qemu_that_cannot_be_used() {
     run(&["6.2.0", "7.2 or newer"]);
     fake("not a program");
     run(&["qemu-system-x86_64", "reinstall"]);
+    sandbox.assert_clean();
+}
+
+/// A KVM that refuses every CPU model: `auto` goes on with TCG and says why, `kvm` fails and says why.
+#[test]
+fn kvm_that_refuses_the_processor() {
+    if let Err(e) = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        eprintln!("skipped: /dev/kvm: {e}");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let (real, _) = Accelerator::Tcg.probe();
+    fs::create_dir(sandbox.file("bin")).expect("it is not there yet");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'-accel kvm'*) echo 'error: no such feature here' >&2; exit 1;; esac\nexec '{}' \"$@\"\n",
+        real.path.display()
+    );
+    let path = sandbox.write("bin/qemu-system-x86_64", script);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let run = |accel| {
+        let mut command = sandbox.kv_command([
+            "appliance",
+            "--memory",
+            "64M",
+            "--json",
+            "-",
+            "--accel",
+            accel,
+        ]);
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        let paths = [sandbox.file("bin")]
+            .into_iter()
+            .chain(std::env::split_paths(&paths));
+        command.env(
+            "PATH",
+            std::env::join_paths(paths).expect("no colon in them"),
+        );
+        sandbox.run(command)
+    };
+    let run_kvm = run("kvm");
+    run_kvm.fails(&[
+        "--accel kvm",
+        "KVM refuses every CPU model",
+        "no such feature here",
+        "--accel tcg",
+    ]);
+    let run_auto = run("auto").ok();
+    assert!(
+        run_auto
+            .err
+            .contains("under tcg, because KVM refuses every CPU model")
+            && run_auto.err.contains("no such feature here"),
+        "{}",
+        run_auto.story()
+    );
+    sandbox.assert_clean();
+}
+
+/// A user who may not open /dev/kvm. Only root can become one.
+#[test]
+fn kvm_that_may_not_be_opened() {
+    const NOBODY: u32 = 65_534;
+    let others =
+        |path: &Path| fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o005 == 0o005);
+    let reachable = [programs::kv(), programs::image()]
+        .iter()
+        .all(|p| p.ancestors().skip(1).all(others));
+    let closed = fs::metadata("/dev/kvm").is_ok_and(|m| m.permissions().mode() & 0o006 == 0);
+    if !rustix::process::getuid().is_root() || !reachable || !closed {
+        eprintln!(
+            "skipped: needs root, a /dev/kvm closed to others, and programs that they can reach"
+        );
+        return;
+    }
+    let sandbox = Sandbox::new();
+    for path in [sandbox.path().to_owned(), sandbox.file("")] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
+    }
+    let run = |accel| {
+        let mut command = sandbox.kv_command([
+            "appliance",
+            "--memory",
+            "64M",
+            "--json",
+            "-",
+            "--accel",
+            accel,
+        ]);
+        command.uid(NOBODY).gid(NOBODY);
+        sandbox.run(command)
+    };
+    let why = "/dev/kvm may not be opened by this user (join the group kvm";
+    run("kvm").fails(&["--accel kvm", why, "--accel tcg"]);
+    let auto = run("auto").ok();
+    assert!(
+        auto.err.contains(&format!("under tcg, because {why}")),
+        "{}",
+        auto.story()
+    );
     sandbox.assert_clean();
 }
 

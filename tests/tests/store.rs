@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use hyv_e2e::records::{self, Records, assert_same};
-use hyv_e2e::{Accelerator, Appliance, Random, Sandbox, on_each_accelerator, seed};
+use hyv_e2e::{Accelerator, Appliance, Random, Sandbox, eventually, on_each_accelerator, seed};
 use hyv_host::sys::memory::available_bytes;
 use serde_json::Value;
 
@@ -272,6 +272,65 @@ on_each_accelerator! {
         assert_same(&got, &last);
         store.end();
     }
+}
+
+/// Debian's whole package index by the README's own line: loaded and verified in one go, and dumped without a difference.
+#[test]
+fn the_package_index_in_one_go() {
+    let readme =
+        fs::read_to_string(hyv_e2e::programs::root().join("README.md")).expect("there is a README");
+    let line = readme
+        .lines()
+        .find(|l| l.starts_with("    apt-cache dumpavail |"));
+    let line = line.expect("the README shows how to make the file").trim();
+    let sandbox = Sandbox::new();
+    let mut shell = sandbox.command("sh");
+    shell.args(["-c", line]);
+    let run = sandbox.run(shell);
+    let file = fs::read(sandbox.file("debian.tsv")).unwrap_or_default();
+    let lines = file.iter().filter(|b| **b == b'\n').count();
+    if lines < 1000 {
+        eprintln!(
+            "skipped: apt-cache knows {lines} packages (apt-get update gives more)\n{}",
+            run.err
+        );
+        return;
+    }
+    let wanted: Records = records::tsv_lines(&file).collect();
+    assert!(
+        wanted
+            .iter()
+            .all(|(key, value)| value.starts_with(b"Package: ") && key.contains(&b' '))
+    );
+
+    let args = [
+        "appliance",
+        "--accel",
+        Accelerator::best().name(),
+        "--load",
+        "debian.tsv",
+        "--verify",
+        "--json",
+        "-",
+    ];
+    let run = sandbox.kv(args).ok();
+    let report: Value = serde_json::from_slice(&run.out).expect("one JSON object and nothing else");
+    assert_eq!(
+        (&report["loaded"], &report["verified"]),
+        (&lines.into(), &wanted.len().into()),
+        "{report}"
+    );
+    sandbox.assert_clean();
+
+    let store = Appliance::start_with(&sandbox, Accelerator::best(), ["--load", "debian.tsv"]);
+    eventually("everything is loaded", || {
+        sandbox.counter("objects") == wanted.len() as u64
+    });
+    assert_same(
+        &records::from_tsv(&sandbox.kv(["dump", "-"]).ok().out),
+        &wanted,
+    );
+    store.end();
 }
 
 /// A dump is whole or not there, and is for whoever made it.

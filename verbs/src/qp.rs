@@ -114,29 +114,6 @@ impl RtsParams {
     }
 }
 
-/// All zero: fill in what the mask names.
-const NO_ATTR: QpAttr = QpAttr {
-    state: 0,
-    cur_state: 0,
-    access: 0,
-    pkey_index: 0,
-    port_num: 0,
-    qkey: 0,
-    path_mtu: 0,
-    dest_qp_num: 0,
-    rq_psn: 0,
-    sq_psn: 0,
-    max_rd_atomic: 0,
-    max_dest_rd_atomic: 0,
-    min_rnr_timer: 0,
-    timeout: 0,
-    retry_cnt: 0,
-    rnr_retry: 0,
-    dest_gid: [0; 16],
-    traffic_class: 0,
-    hop_limit: 0,
-};
-
 /// A queue pair's control side: what connection management needs of it.
 pub(crate) struct QpControl {
     pub(crate) context: Arc<ContextInner>,
@@ -173,7 +150,7 @@ impl QpControl {
             state: QpState::Init as u32,
             access: access.bits(),
             port_num: 1,
-            ..NO_ATTR
+            ..QpAttr::EMPTY
         };
         self.modify(&attr, mask)
     }
@@ -195,7 +172,7 @@ impl QpControl {
             max_dest_rd_atomic: p.max_dest_rd_atomic,
             min_rnr_timer: p.min_rnr_timer,
             hop_limit: 64,
-            ..NO_ATTR
+            ..QpAttr::EMPTY
         };
         self.modify(&attr, mask)
     }
@@ -214,7 +191,7 @@ impl QpControl {
             timeout: p.timeout,
             retry_cnt: p.retry_cnt,
             rnr_retry: p.rnr_retry,
-            ..NO_ATTR
+            ..QpAttr::EMPTY
         };
         self.modify(&attr, mask)
     }
@@ -648,7 +625,7 @@ impl QueuePair {
         self.modify(
             &QpAttr {
                 state: QpState::Err as u32,
-                ..NO_ATTR
+                ..QpAttr::EMPTY
             },
             QpAttrMask::STATE,
         )
@@ -663,7 +640,7 @@ impl QueuePair {
         self.modify(
             &QpAttr {
                 state: QpState::Reset as u32,
-                ..NO_ATTR
+                ..QpAttr::EMPTY
             },
             QpAttrMask::STATE,
         )

@@ -316,7 +316,7 @@ impl Engine {
             pd: req.pd,
             sig_all: req.sig_all != 0,
             state: QpState::Reset,
-            attr: EMPTY_ATTR,
+            attr: QpAttr::EMPTY,
             send_cq,
             recv_cq,
             sq,
@@ -354,7 +354,7 @@ impl Engine {
         qp.attr = attr;
         match to {
             QpState::Reset => {
-                qp.attr = EMPTY_ATTR;
+                qp.attr = QpAttr::EMPTY;
                 qp.state = to;
                 (qp.sq_head, qp.rq_head) = (0, 0);
                 (qp.current, qp.wait) = (None, None);
@@ -507,25 +507,3 @@ impl Engine {
         self.cqs[slot] = None;
     }
 }
-
-const EMPTY_ATTR: QpAttr = QpAttr {
-    state: 0,
-    cur_state: 0,
-    access: 0,
-    pkey_index: 0,
-    port_num: 0,
-    qkey: 0,
-    path_mtu: 0,
-    dest_qp_num: 0,
-    rq_psn: 0,
-    sq_psn: 0,
-    max_rd_atomic: 0,
-    max_dest_rd_atomic: 0,
-    min_rnr_timer: 0,
-    timeout: 0,
-    retry_cnt: 0,
-    rnr_retry: 0,
-    dest_gid: [0; 16],
-    traffic_class: 0,
-    hop_limit: 0,
-};
