@@ -58,7 +58,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelRequest,
     /// The guest's memory, 64M or more; most of it is for the store
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "256M")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size, allow_negative_numbers = true, default_value = "256M")]
     memory: u64,
     /// CPUs to use, for example 0,1: the first for engine and client, the second for the guest, a third for the client
     #[arg(long, value_name = "CPUS")]

@@ -402,7 +402,8 @@ fn alternate<'a>(appliance: &'a Appliance, lanes: &mut [Lane<'a>], time: Duratio
     let mut random = clock::tsc() | 1;
     let mut order: Vec<usize> = (0..lanes.len()).collect();
     let all = time * lanes.len() as u32;
-    while start.elapsed() < all {
+    // An interval needs some rounds, however short the time.
+    while start.elapsed() < all || lanes[0].get.len() < 2 * crate::limits::MIN_PAIRS {
         // Another order each round: nobody always comes after the same neighbour.
         for i in (1..order.len()).rev() {
             random ^= random << 13;
