@@ -403,7 +403,8 @@ fn more_users_than_one_turn_looks_at() {
                 s.qp.post(&Wr::new(WrOpcode::Send, round).inline(&round.to_le_bytes()));
             }
         }
-        for _ in 0..8 {
+        // Every user's summary is looked at once in so many turns, however many users there are.
+        for _ in 0..8 * hyv_rnic::limits::SUMMARY_TURNS {
             e.poll();
         }
         for (k, (s, _)) in sides.iter_mut().enumerate() {
