@@ -386,25 +386,31 @@ impl Engine {
             Nak::RemoteOperational(s) => (WcStatus::RemOpErr, Some(s), summary::QP_FATAL),
         };
         if let (Some(recv), Some(status)) = (recv, theirs) {
-            let cqe = Cqe {
-                wr_id: recv.wr_id,
-                status: status as u8,
-                opcode: WcOpcode::Recv as u8,
-                flags: 0,
-                syndrome: 0,
-                qpn: 0,
-                byte_len: 0,
-                imm: 0,
-                data: [0; 4],
-                wqe: 0,
-                qp: 0,
-            };
-            self.complete_recv(peer, cqe, true);
+            self.fail_recv(peer, recv, status);
         }
         if peer != slot {
             self.fail(peer, event);
         }
         self.complete_error(slot, wr, mine)
+    }
+
+    /// Consumes the head of a receive queue with an error.
+    #[cold]
+    fn fail_recv(&mut self, slot: usize, recv: Recv, status: WcStatus) {
+        let cqe = Cqe {
+            wr_id: recv.wr_id,
+            status: status as u8,
+            opcode: WcOpcode::Recv as u8,
+            flags: 0,
+            syndrome: 0,
+            qpn: 0,
+            byte_len: 0,
+            imm: 0,
+            data: [0; 4],
+            wqe: 0,
+            qp: 0,
+        };
+        self.complete_recv(slot, cqe, true);
     }
 
     /// Consumes the head of a receive queue.
@@ -509,20 +515,7 @@ impl Engine {
             let Some(recv) = self.qp(slot).peek_recv() else {
                 break;
             };
-            let cqe = Cqe {
-                wr_id: recv.wr_id,
-                status: WcStatus::WrFlushErr as u8,
-                opcode: WcOpcode::Recv as u8,
-                flags: 0,
-                syndrome: 0,
-                qpn: 0,
-                byte_len: 0,
-                imm: 0,
-                data: [0; 4],
-                wqe: 0,
-                qp: 0,
-            };
-            self.complete_recv(slot, cqe, true);
+            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
         }
     }
 }

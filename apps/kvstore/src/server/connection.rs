@@ -97,8 +97,6 @@ pub struct Link {
     free: Vec<u32>,
     /// Requests that arrived when the send queue was full, or no scratch buffer was free: buffer and length.
     pub deferred: VecDeque<(u32, u32)>,
-    /// Transfers of this connection that run.
-    pub transfers: u32,
     /// Its peer went away or broke the rules: to be closed.
     pub broken: bool,
     /// Maintenance rounds since its oldest send made progress, and which that was.
@@ -117,7 +115,6 @@ impl Link {
             unsignaled: 0,
             free: Vec::with_capacity(RECV_BUFFERS),
             deferred: VecDeque::with_capacity(RECV_BUFFERS),
-            transfers: 0,
             broken: false,
             stalls: (0, 0),
         }
@@ -198,9 +195,7 @@ impl Link {
             wr_id(self.slot, kind::READ, transfer),
             SendOp::Read(from),
             Payload::Sges(&[to]),
-        ))?;
-        self.transfers += 1;
-        Ok(())
+        ))
     }
 
     /// All sends up to `count` are done: hands out what they held.

@@ -246,7 +246,7 @@ impl Server {
         if !wc.is_ok() {
             conn.link.broken = true;
             if kind == kind::READ {
-                self.transfer_failed(&mut conn.link, index);
+                self.transfer_failed(index);
             }
         } else if kind == kind::RECV {
             debug_assert_eq!(wc.opcode, WcOpcode::Recv);

@@ -91,7 +91,7 @@ impl Server {
         self.transfers[index] = Some(transfer);
         if link.read(index as u32, from, to).is_err() {
             link.broken = true;
-            self.transfer_failed(link, index as u32);
+            self.transfer_failed(index as u32);
         }
     }
 
@@ -104,7 +104,6 @@ impl Server {
         else {
             return;
         };
-        link.transfers = link.transfers.saturating_sub(1);
         match transfer.stage {
             Stage::Value { tag, reservation } => self.commit(link, tag, reservation),
             Stage::Key {
@@ -124,7 +123,7 @@ impl Server {
     }
 
     /// A READ has failed: its connection is in error.
-    pub(super) fn transfer_failed(&mut self, link: &mut Link, index: u32) {
+    pub(super) fn transfer_failed(&mut self, index: u32) {
         let Some(transfer) = self
             .transfers
             .get_mut(index as usize)
@@ -132,7 +131,6 @@ impl Server {
         else {
             return;
         };
-        link.transfers = link.transfers.saturating_sub(1);
         self.give_up(transfer.stage);
     }
 
