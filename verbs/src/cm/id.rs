@@ -7,7 +7,7 @@ use core::time::Duration;
 use hyv_abi::control::{
     CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect, CmEstablish, CmListen,
     CmParam, CmReject, CmResolveAddr, CmResolveRoute, MAX_PRIVATE_REJ, MAX_PRIVATE_REP,
-    MAX_PRIVATE_REQ, PRIVATE_LEN,
+    MAX_PRIVATE_REQ, PRIVATE_LEN, PortSpace,
 };
 use hyv_abi::types::{Access, QpState};
 use spin::mutex::SpinMutex;
@@ -162,7 +162,13 @@ fn ms(timeout: Duration) -> u32 {
 
 impl CmId {
     pub(crate) fn create(context: &Context, channel: &Weak<ChannelInner>) -> Result<Self, Error> {
-        let handle = context.inner.call(&CmCreateId {})?.handle;
+        let handle = context
+            .inner
+            .call(&CmCreateId {
+                port_space: PortSpace::Tcp as u32,
+                reserved: 0,
+            })?
+            .handle;
         Ok(Self::adopt(context, channel, handle))
     }
 
@@ -298,6 +304,7 @@ impl CmId {
             initiator_depth: param.initiator_depth,
             retry_count: param.retry_count.min(7),
             rnr_retry_count: param.rnr_retry_count.min(7),
+            qkey: 0,
             private_len,
             private,
         };

@@ -147,5 +147,6 @@ fn call(
             empty(cm.disconnect(user, v.id))
         }),
         Opcode::CmGetEvent => run(body, room, |_: CmGetEvent| cm.get_event(user)),
+        _ => Err(VerbError::new(Errno::OpNotSupp, Reason::BadOpcode)),
     }
 }

@@ -1,0 +1,3 @@
+//! The `hyv-tools` command.
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! The RDMA tools as an appliance.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::string::String;
+
+hyv_unikernel::entry!(main);
+
+fn main() -> Result<(), String> {
+    Ok(())
+}
