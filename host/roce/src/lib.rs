@@ -7,4 +7,5 @@ extern crate alloc;
 
 pub mod carrier;
 pub mod icrc;
+pub mod mad;
 pub mod wire;
