@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::stats::{Interval, LatencySummary};
+use hyv_lab::{Interval, LatencySummary};
 
 /// What a run of the appliance found out: one JSON object. Ratios are guest ÷ native.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
