@@ -4,12 +4,14 @@
 //! | --- | --- |
 //! | `latency` | histograms of latencies and their summary |
 //! | `paired` | the ratio of two sides that alternate in slices, with its 95% interval |
+//! | `replace` | files that are there whole or not at all |
 //! | [`values`] | sizes and times as users type and read them |
 //! | [`limits`] | every limit, with its reason |
 
 mod latency;
 pub mod limits;
 mod paired;
+mod replace;
 pub mod values;
 
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod tests;
 
 pub use latency::{Latencies, LatencySummary};
 pub use paired::{Interval, Slice, TooFewPairs, pair_slices, paired_ratio};
+pub use replace::Replacement;
 
 /// Middle value; of an even number the upper of the two in the middle.
 ///

@@ -1,7 +1,5 @@
 //! The JSON report of a run.
 
-pub mod atomic;
-
 #[cfg(test)]
 mod tests;
 
@@ -130,7 +128,7 @@ impl Report {
         if path.metadata().is_ok_and(|meta| !meta.is_file()) {
             return self.emit(std::fs::File::options().write(true).open(path)?);
         }
-        let mut file = atomic::Replacement::create(path)?;
+        let mut file = hyv_lab::Replacement::create(path)?;
         self.emit(&mut file)?;
         file.commit()
     }
