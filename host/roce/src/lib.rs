@@ -6,3 +6,6 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod icrc;
+pub mod mad;
+pub mod wire;
