@@ -1,0 +1,11 @@
+//! The operating system, wrapped: the rooms for `unsafe`.
+//!
+//! | module | what it wraps |
+//! | --- | --- |
+//! | [`socket`] | sockets: options, addresses, control messages, sending and receiving |
+
+//! | [`netns`] | network namespaces, for tests and measurements |
+
+pub mod netns;
+
+pub mod socket;
