@@ -85,6 +85,17 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether it concerns packet sockets alone, so that UDP sockets may still work.
+    pub(crate) fn is_about_packets(&self) -> bool {
+        matches!(
+            self,
+            OpenError::NotPermitted { .. }
+                | OpenError::NotEthernet { .. }
+                | OpenError::OldKernel { .. }
+                | OpenError::System { .. }
+        )
+    }
+
     pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
         let what = what.into();
         move |error| OpenError::System { what, error }

@@ -3,6 +3,7 @@
 //! | carrier | needs | ICRC bits it can check | see |
 //! | --- | --- | --- | --- |
 //! | UDP | nothing | IPv4: 16 of 32 (the identification is hidden), IPv6: 32 | [`udp`] |
+//! | AF_PACKET | CAP_NET_RAW, Linux 6.2, Ethernet or loopback | 32 | [`packet`] |
 //!
 //! Both own UDP port 4791 of one address of this machine and never of the wildcard.
 
@@ -16,13 +17,19 @@ use hyv_roce::carrier::Sent;
 pub mod addr;
 pub mod error;
 pub mod limits;
+mod link;
 pub mod netlink;
+mod next_hop;
+pub mod open;
 pub mod owner;
+pub mod packet;
 pub mod sys;
 pub mod udp;
 
 pub use addr::ListenAddr;
 pub use error::OpenError;
+pub use open::{Choice, open};
+pub use packet::PacketCarrier;
 pub use udp::UdpCarrier;
 
 /// Which carrier.
@@ -136,6 +143,8 @@ pub struct Info {
     pub receive: String,
     /// UDP source ports: first and count.
     pub source_ports: (u16, u16),
+    /// Why it is not the faster carrier, where that was tried.
+    pub note: Option<String>,
     /// To sleep on: level-triggered, readable when packets wait. They are further descriptors of the carrier's sockets, so
     /// the port is free again only when these are closed too.
     pub wait_fds: Vec<OwnedFd>,
@@ -160,6 +169,9 @@ impl std::fmt::Display for Info {
         if self.icrc_bits < 32 {
             f.write_str(" (a UDP socket hides the IPv4 identification, which the ICRC covers)")?;
         }
-        Ok(())
+        match &self.note {
+            Some(note) => write!(f, ". {note}"),
+            None => Ok(()),
+        }
     }
 }

@@ -32,8 +32,12 @@ pub const SLOTS_PER_RECEIVE: usize = 16;
 pub const NEXT_HOPS: usize = 4_096;
 /// How long a resolved next hop is used before the kernel is asked again: an ARP entry is good for 15 to 45 s there.
 pub const NEXT_HOP_FRESH: Duration = Duration::from_secs(5);
-/// How long an unresolved destination waits before the kernel is asked again: an ARP answer takes well under that.
+/// How long between two questions about a destination whose neighbour is being resolved: an ARP answer takes well under that.
 pub const NEXT_HOP_RETRY: Duration = Duration::from_millis(1);
+/// How long a destination's neighbour is waited for before packets to it count as lost.
+pub const NEXT_HOP_PATIENCE: Duration = Duration::from_millis(20);
+/// How long between two questions about a destination that cannot be reached.
+pub const NEXT_HOP_DEAD: Duration = Duration::from_millis(100);
 /// How long between two datagrams that ask the kernel to resolve or verify a neighbour; the kernel repeats ARP by itself.
 pub const NUDGE_EVERY: Duration = Duration::from_secs(1);
 /// How long an interface's MTU is believed.

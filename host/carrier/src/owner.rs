@@ -3,11 +3,11 @@
 use std::fs;
 use std::net::IpAddr;
 
-/// Names the process that has UDP port `port` of `ip` or of the wildcard, or says what is known.
+/// Names the process that has, in the calling thread's network namespace, UDP port `port` of `ip` or of the wildcard, or says what is known.
 #[must_use]
 pub fn of_udp_port(ip: IpAddr, port: u16) -> String {
     let mut inodes = Vec::new();
-    for table in ["/proc/self/net/udp", "/proc/self/net/udp6"] {
+    for table in ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"] {
         let text = fs::read_to_string(table).unwrap_or_default();
         inodes.extend(
             text.lines()

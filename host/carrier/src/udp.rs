@@ -1,16 +1,15 @@
 //! UDP sockets with segmentation offload on both sides: no privilege, and the IPv4 identification stays hidden.
 
-use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyv_roce::carrier::{Arrival, Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
 
 use crate::addr::{self, ListenAddr, Owned, gid_of, ip_of, is_link_local};
 use crate::error::OpenError;
 use crate::limits;
+use crate::link::LinkState;
 use crate::netlink::Netlink;
 use crate::owner;
 use crate::sys::socket::{Batch, Control, RawAddr, Socket};
@@ -32,39 +31,6 @@ pub(crate) fn judge(error: &io::Error) -> Sent {
     }
 }
 
-/// The MTU of a link, asked for again when it is old.
-#[derive(Debug)]
-pub(crate) struct LinkMtu {
-    netlink: std::cell::RefCell<Netlink>,
-    index: u32,
-    known: Cell<(usize, Instant)>,
-}
-
-impl LinkMtu {
-    pub fn new(netlink: Netlink, index: u32, mtu: usize) -> LinkMtu {
-        LinkMtu {
-            netlink: netlink.into(),
-            index,
-            known: (mtu, Instant::now()).into(),
-        }
-    }
-
-    pub fn get(&self) -> usize {
-        let (mtu, since) = self.known.get();
-        if since.elapsed() < limits::MTU_FRESH {
-            return mtu;
-        }
-        // An interface that is gone keeps its last MTU; sending fails by itself.
-        let now = self
-            .netlink
-            .borrow_mut()
-            .link(self.index)
-            .map_or(mtu, |link| link.mtu);
-        self.known.set((now, Instant::now()));
-        now
-    }
-}
-
 /// Carries packets over UDP sockets.
 #[derive(Debug)]
 pub struct UdpCarrier {
@@ -76,7 +42,7 @@ pub struct UdpCarrier {
     batch: Batch,
     /// Datagrams to ask for next: one while there is little to do, since each further empty look costs.
     want: usize,
-    mtu: LinkMtu,
+    link: LinkState,
     /// Whether the kernel segments for this path.
     offload: bool,
     counters: Arc<Counters>,
@@ -108,6 +74,7 @@ impl UdpCarrier {
             receive: format!("UDP sockets with GSO and GRO, {} KiB buffer", buffer >> 10),
             source_ports: (first_port, limits::SOURCE_PORTS),
             wait_fds: vec![fd],
+            note: None,
             counters: counters.clone(),
         };
         let carrier = UdpCarrier {
@@ -117,7 +84,7 @@ impl UdpCarrier {
             first_port,
             batch: Batch::new(limits::RECEIVE_BATCH),
             want: 1,
-            mtu: LinkMtu::new(netlink, own.link.index, own.link.mtu),
+            link: LinkState::new(netlink, &own.link),
             offload: true,
             counters,
             own,
@@ -217,7 +184,7 @@ impl Carrier for UdpCarrier {
     }
 
     fn link_mtu(&self) -> usize {
-        self.mtu.get()
+        self.link.get().mtu
     }
 
     fn burst(&self, _: &Flow) -> (usize, usize) {
@@ -278,7 +245,7 @@ impl Carrier for UdpCarrier {
             Err(error) => {
                 if segments > 1
                     && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
-                    && segment_len + header_bytes(dst) <= self.mtu.get()
+                    && segment_len + header_bytes(dst) <= self.link.get().mtu
                     && segments <= limits::BURST_SEGMENTS
                     && self.offload
                 {

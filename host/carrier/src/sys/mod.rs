@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | [`socket`] | sockets: options, addresses, control messages, sending and receiving |
 
+//! | [`ring`] | a mapped AF_PACKET receive ring |
 //! | [`netns`] | network namespaces, for tests and measurements |
 
 pub mod netns;
+pub mod ring;
 
 pub mod socket;

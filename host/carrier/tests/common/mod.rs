@@ -1,4 +1,7 @@
 //! What the tests share: bursts of all shapes, sent by one carrier and checked as they arrive at another.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub mod net;
 
 use std::time::{Duration, Instant};
 
@@ -158,4 +161,15 @@ pub fn bursts_arrive(from: &mut dyn Carrier, to: &mut dyn Carrier) {
             assert!(ipv4 || got.ident.is_none());
         }
     }
+}
+
+/// Whether `poll` says that a descriptor has something, be it an error.
+pub fn readable(fd: &std::os::fd::OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).unwrap() > 0
 }
