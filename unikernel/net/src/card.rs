@@ -21,7 +21,7 @@ pub const TX: u16 = 1;
 const HEADER: usize = size_of::<Hdr>();
 
 /// The features that this driver uses; a device without `VERSION_1` cannot be driven.
-pub const FEATURES: F = F::MAC.union(F::MTU);
+pub const FEATURES: F = F::VERSION_1.union(F::MAC).union(F::MTU);
 
 /// The MTU that a device offered, if it did, within what this driver can do.
 ///

@@ -137,6 +137,8 @@ impl Stack {
         let event = self.sockets.get_mut::<dhcpv4::Socket<'_>>(dhcp).poll();
         let (address, router) = match event {
             None => return,
+            // Said at the start too.
+            Some(dhcpv4::Event::Deconfigured) if self.iface.ipv4_addr().is_none() => return,
             Some(dhcpv4::Event::Deconfigured) => (None, None),
             Some(dhcpv4::Event::Configured(c)) => (Some(IpCidr::Ipv4(c.address)), c.router),
         };
