@@ -6,3 +6,5 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod limits;
+pub mod transport;
