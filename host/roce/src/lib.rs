@@ -6,5 +6,7 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod icrc;
 pub mod limits;
 pub mod transport;
+pub mod wire;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use hyv_roce::transport::*;
+use hyv_roce::wire::{NakCode, Position};
 
 struct Rng(u64);
 
@@ -209,8 +210,8 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                 q.rewind(&mark);
                 let t = q.next(now).unwrap();
                 assert_eq!(
-                    (t.psn, t.offset, t.len, t.place),
-                    (s.psn, s.offset, s.len, s.place)
+                    (t.psn, t.offset, t.len, t.position),
+                    (s.psn, s.offset, s.len, s.position)
                 );
             }
             let m = &live[s.index];
@@ -223,7 +224,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
             let op = match s.kind {
                 MessageKind::Send => RequestOp::Send,
                 MessageKind::Write(a) => {
-                    RequestOp::Write(s.place.begins().then_some((a, m.message.len)))
+                    RequestOp::Write(s.position.begins().then_some((a, m.message.len)))
                 }
                 MessageKind::Read(a) => RequestOp::Read(a, s.len),
                 MessageKind::Atomic(a) => RequestOp::Atomic(a),
@@ -231,7 +232,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
             let request = Request {
                 psn: s.psn,
                 op,
-                place: s.place,
+                position: s.position,
                 len: data.len() as u32,
                 ack_req: s.ack_req,
             };
@@ -249,11 +250,11 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
             };
             match go {
                 Go::Send { offset } => {
-                    if offset == 0 && request.place.begins() && posted_at > now {
+                    if offset == 0 && request.position.begins() && posted_at > now {
                         r.not_ready(1);
                         continue;
                     }
-                    if request.place.begins() {
+                    if request.position.begins() {
                         assembling.clear();
                         if rng.chance(5) {
                             posted_at = now + rng.below(100_000);
@@ -261,7 +262,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                     }
                     assert_eq!(assembling.len(), offset as usize);
                     assembling.extend(&payload);
-                    if request.place.ends() {
+                    if request.position.ends() {
                         received.push(assembling.clone());
                     }
                     r.accept(&request);
@@ -291,7 +292,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                     Packet::Reply(Reply::Ack { psn }, Vec::new()),
                 ),
                 Answer::Nak { psn, code, .. } => {
-                    assert_eq!(code, NakCode::Sequence);
+                    assert_eq!(code, NakCode::PsnSequence);
                     back.put(
                         &mut rng,
                         link,
@@ -322,11 +323,11 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                     let ends = r.ends(packets);
                     for i in 0..packets {
                         let l = (len - i * mtu).min(mtu);
-                        let place = match (begins && i == 0, ends && i + 1 == packets) {
-                            (true, true) => Place::Only,
-                            (true, false) => Place::First,
-                            (false, true) => Place::Last,
-                            _ => Place::Middle,
+                        let position = match (begins && i == 0, ends && i + 1 == packets) {
+                            (true, true) => Position::Only,
+                            (true, false) => Position::First,
+                            (false, true) => Position::Last,
+                            _ => Position::Middle,
                         };
                         let at = remote.addr as usize + (i * mtu) as usize;
                         let data = target[at..][..l as usize].to_vec();
@@ -337,7 +338,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                             Packet::Reply(
                                 Reply::ReadData {
                                     psn: psn.add(i),
-                                    place,
+                                    position,
                                     len: l,
                                 },
                                 data,

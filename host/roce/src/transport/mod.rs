@@ -9,6 +9,8 @@
 //! Whoever drives them owns the packets' bytes and the users' memory: it puts [`Segment`]s and [`Answer`]s into packets, and
 //! calls with what it parsed out of packets that came in.
 
+use crate::wire::{NakCode, Position};
+
 mod psn;
 mod requester;
 mod responder;
@@ -19,44 +21,15 @@ pub use requester::{Effect, Mark, Requester, RequesterConfig, Segment};
 pub use responder::{Answer, Check, Go, Request, RequestOp, Responder, ResponderConfig};
 pub use unreliable::{Unreliable, UnreliableCheck};
 
-/// Where a packet stands in its message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
-    /// The first of several.
-    First,
-    /// Neither first nor last.
-    Middle,
-    /// The last of several.
-    Last,
-    /// The whole message.
-    Only,
-}
-
-impl Place {
-    /// The place of packet `i` of `n`.
-    #[inline]
-    #[must_use]
-    pub const fn of(i: u32, n: u32) -> Self {
-        match (i == 0, i + 1 == n) {
-            (true, true) => Self::Only,
-            (true, false) => Self::First,
-            (false, true) => Self::Last,
-            (false, false) => Self::Middle,
-        }
-    }
-
-    /// Whether a message begins here.
-    #[inline]
-    #[must_use]
-    pub const fn begins(self) -> bool {
-        matches!(self, Self::First | Self::Only)
-    }
-
-    /// Whether a message ends here.
-    #[inline]
-    #[must_use]
-    pub const fn ends(self) -> bool {
-        matches!(self, Self::Last | Self::Only)
+/// The position of packet `i` of `n`.
+#[inline]
+#[must_use]
+pub const fn position(i: u32, n: u32) -> Position {
+    match (i == 0, i + 1 == n) {
+        (true, true) => Position::Only,
+        (true, false) => Position::First,
+        (false, true) => Position::Last,
+        (false, false) => Position::Middle,
     }
 }
 
@@ -109,20 +82,6 @@ pub const fn packets(len: u32, mtu: u32) -> u32 {
     if len == 0 { 1 } else { len.div_ceil(mtu) }
 }
 
-/// Why a responder refuses (IBA 1.4, table 58).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum NakCode {
-    /// A packet is missing before this one.
-    Sequence = 0,
-    /// The request makes no sense to the QP.
-    InvalidRequest = 1,
-    /// A key, range or access forbids it.
-    RemoteAccess = 2,
-    /// The responder could not complete it.
-    RemoteOperational = 3,
-}
-
 /// A responder's answer as a requester gets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
@@ -149,8 +108,8 @@ pub enum Reply {
     ReadData {
         /// Position.
         psn: Psn,
-        /// Place in the answer to one request.
-        place: Place,
+        /// Position in the answer to one request.
+        position: Position,
         /// Bytes of payload.
         len: u32,
     },

@@ -13,11 +13,12 @@ use alloc::collections::VecDeque;
 use hyv_abi::queue::WcStatus;
 use hyv_abi::types::{RNR_RETRY_INFINITE, rnr_timer_ns};
 
-use super::{Message, MessageKind, NakCode, Place, Psn, Remote, Reply, packets};
+use super::{Message, MessageKind, Psn, Remote, Reply, packets, position};
 use crate::limits::{
     ACK_REQUEST_INTERVAL, FIRST_PROBE_NS, MAX_MESSAGES, MAX_PROBE_NS, MAX_PSN_SPAN, MAX_WINDOW,
     MIN_PROBE_NS, MIN_WINDOW, READ_CHUNK,
 };
+use crate::wire::{NakCode, Position};
 
 /// What a requester is set up with.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +46,8 @@ pub struct Segment {
     pub index: usize,
     /// What the message does; the remote address is the message's for WRITEs, this request's for READs.
     pub kind: MessageKind,
-    /// Place in the message. A READ's request is always the whole message.
-    pub place: Place,
+    /// Position in the message. A READ's request is always the whole message.
+    pub position: Position,
     /// Its PSN.
     pub psn: Psn,
     /// Where its bytes begin in the message.
@@ -316,7 +317,7 @@ impl Requester {
         let psn = self.cursor;
         let offset = i * mtu;
         let mut kind = out.message.kind;
-        let (run, place, len) =
+        let (run, position, len) =
             if let MessageKind::Read(remote) | MessageKind::Atomic(remote) = kind {
                 let run = (READ_CHUNK - i % READ_CHUNK).min(out.packets - i);
                 if self.reads_out.len() >= self.config.max_rd_atomic.max(1) as usize
@@ -334,12 +335,12 @@ impl Requester {
                 } else {
                     out.message.len
                 };
-                (run, Place::Only, len)
+                (run, Position::Only, len)
             } else {
                 if in_flight >= self.window {
                     return None;
                 }
-                let place = Place::of(i, out.packets);
+                let place = position(i, out.packets);
                 (1, place, (out.message.len - offset).min(mtu))
             };
         self.cursor = psn.add(run);
@@ -354,7 +355,7 @@ impl Requester {
             return Some(Segment {
                 index: self.position(&out),
                 kind,
-                place,
+                position,
                 psn,
                 offset,
                 len,
@@ -363,7 +364,7 @@ impl Requester {
             });
         }
         self.unasked += 1;
-        let ack_req = (place.ends())
+        let ack_req = position.ends()
             || self.unasked >= ACK_REQUEST_INTERVAL
             || self.in_flight() >= self.window;
         if ack_req {
@@ -381,7 +382,7 @@ impl Requester {
         Some(Segment {
             index: self.position(&out),
             kind,
-            place,
+            position,
             psn,
             offset,
             len,
@@ -510,15 +511,15 @@ impl Requester {
             Reply::Ack { .. } => Effect::None,
             Reply::RnrNak { timer, .. } => self.receiver_not_ready(timer, now),
             Reply::Nak {
-                code: NakCode::Sequence,
+                code: NakCode::PsnSequence,
                 ..
             } => self.gap(now, true),
             Reply::Nak { code, .. } => self.fail(match code {
                 NakCode::RemoteAccess => WcStatus::RemAccessErr,
                 NakCode::RemoteOperational => WcStatus::RemOpErr,
-                NakCode::InvalidRequest | NakCode::Sequence => WcStatus::RemInvReqErr,
+                NakCode::InvalidRequest | NakCode::PsnSequence => WcStatus::RemInvReqErr,
             }),
-            Reply::ReadData { place, len, .. } => self.read_data(place, len, now),
+            Reply::ReadData { position, len, .. } => self.read_data(position, len, now),
             Reply::AtomicValue { value, .. } => {
                 let out = &self.messages[self.done];
                 if !matches!(out.message.kind, MessageKind::Atomic(_)) {
@@ -532,13 +533,15 @@ impl Requester {
         }
     }
 
-    fn read_data(&mut self, place: Place, len: u32, now: u64) -> Effect {
+    fn read_data(&mut self, position: Position, len: u32, now: u64) -> Effect {
         let out = self.messages[self.done];
         let i = self.una.since(out.first) as u32;
         let last = i + 1 == out.packets || (i + 1).is_multiple_of(READ_CHUNK);
         let offset = i * self.config.mtu;
         let want = out.message.len.wrapping_sub(offset).min(self.config.mtu);
-        if !matches!(out.message.kind, MessageKind::Read(_)) || place.ends() != last || len != want
+        if !matches!(out.message.kind, MessageKind::Read(_))
+            || position.ends() != last
+            || len != want
         {
             return self.fail(WcStatus::BadRespErr);
         }

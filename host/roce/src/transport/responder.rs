@@ -7,8 +7,9 @@
 
 use alloc::collections::VecDeque;
 
-use super::{NakCode, Place, Psn, Remote, packets};
+use super::{Psn, Remote, packets};
 use crate::limits::ACK_INTERVAL;
+use crate::wire::{NakCode, Position};
 
 /// What a responder is set up with.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +42,8 @@ pub struct Request {
     pub psn: Psn,
     /// What it asks for.
     pub op: RequestOp,
-    /// Its place in the message.
-    pub place: Place,
+    /// Its position in the message.
+    pub position: Position,
     /// Bytes of payload.
     pub len: u32,
     /// An acknowledgement is wanted.
@@ -308,12 +309,12 @@ impl Responder {
     fn classify(&self, r: &Request) -> Option<Go> {
         let mtu = self.config.mtu;
         if matches!(r.op, RequestOp::Send | RequestOp::Write(_)) {
-            let fits = match r.place {
-                Place::First | Place::Middle => r.len == mtu,
-                Place::Last => r.len > 0 && r.len <= mtu,
-                Place::Only => r.len <= mtu,
+            let fits = match r.position {
+                Position::First | Position::Middle => r.len == mtu,
+                Position::Last => r.len > 0 && r.len <= mtu,
+                Position::Only => r.len <= mtu,
             };
-            if !fits || r.place.begins() == self.inbound.is_some() {
+            if !fits || r.position.begins() == self.inbound.is_some() {
                 return None;
             }
         } else if self.inbound.is_some() || self.unanswered >= self.config.max_dest_rd_atomic {
@@ -326,8 +327,8 @@ impl Responder {
                 Some(Go::Send { offset })
             }
             (RequestOp::Write(Some((remote, total))), None) => {
-                let fits = match r.place {
-                    Place::Only => total == r.len,
+                let fits = match r.position {
+                    Position::Only => total == r.len,
                     _ => total > mtu,
                 };
                 fits.then_some(Go::Write {
@@ -345,7 +346,7 @@ impl Responder {
                 }),
             ) => {
                 let left = total - offset;
-                let fits = if r.place.ends() {
+                let fits = if r.position.ends() {
                     r.len == left
                 } else {
                     r.len < left
@@ -376,7 +377,7 @@ impl Responder {
             self.answer_last(Answer::Nak {
                 psn: self.expected,
                 msn: self.msn,
-                code: NakCode::Sequence,
+                code: NakCode::PsnSequence,
             });
         }
         say
@@ -492,7 +493,7 @@ impl Responder {
     /// The expected packet of a SEND or a WRITE was taken.
     pub fn accept(&mut self, r: &Request) {
         self.took(1);
-        if r.place.ends() {
+        if r.position.ends() {
             self.inbound = None;
             self.completed();
         } else {
@@ -521,7 +522,7 @@ impl Responder {
             };
         }
         self.unacknowledged += 1;
-        if r.ack_req || r.place.ends() || self.unacknowledged >= ACK_INTERVAL {
+        if r.ack_req || r.position.ends() || self.unacknowledged >= ACK_INTERVAL {
             self.acknowledge();
         }
     }

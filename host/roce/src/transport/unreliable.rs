@@ -1,7 +1,8 @@
 //! The receiving half of an unreliable connection (IBA 1.4, 9.8.2): nothing is answered; a gap drops the message that it is
 //! in, and reception goes on with the next first packet.
 
-use super::{Go, Place, Psn, Remote, Request, RequestOp};
+use super::{Go, Psn, Remote, Request, RequestOp};
+use crate::wire::Position;
 
 /// What a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +66,7 @@ impl Unreliable {
         self.inbound = next;
         UnreliableCheck::Go {
             go,
-            fresh: begun.is_some() && r.place.begins(),
+            fresh: begun.is_some() && r.position.begins(),
         }
     }
 
@@ -75,16 +76,16 @@ impl Unreliable {
     }
 
     fn classify(&self, r: &Request, inbound: Option<Inbound>) -> Option<(Go, Option<Inbound>)> {
-        let fits = match r.place {
-            Place::First | Place::Middle => r.len == self.mtu,
-            Place::Last => r.len > 0 && r.len <= self.mtu,
-            Place::Only => r.len <= self.mtu,
+        let fits = match r.position {
+            Position::First | Position::Middle => r.len == self.mtu,
+            Position::Last => r.len > 0 && r.len <= self.mtu,
+            Position::Only => r.len <= self.mtu,
         };
         if !fits {
             return None;
         }
-        let ends = r.place.ends();
-        match (r.op, r.place.begins(), inbound) {
+        let ends = r.position.ends();
+        match (r.op, r.position.begins(), inbound) {
             (RequestOp::Send, true, _) => Some((
                 Go::Send { offset: 0 },
                 (!ends).then_some(Inbound::Send { offset: r.len }),
