@@ -516,7 +516,7 @@ impl Requester {
             } => self.gap(now, true),
             Reply::Nak { code, .. } => self.fail(match code {
                 NakCode::RemoteAccess => WcStatus::RemAccessErr,
-                NakCode::RemoteOperational => WcStatus::RemOpErr,
+                NakCode::RemoteOperational | NakCode::InvalidRd => WcStatus::RemOpErr,
                 NakCode::InvalidRequest | NakCode::PsnSequence => WcStatus::RemInvReqErr,
             }),
             Reply::ReadData { position, len, .. } => self.read_data(position, len, now),
