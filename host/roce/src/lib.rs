@@ -7,5 +7,7 @@ extern crate alloc;
 
 pub mod carrier;
 pub mod icrc;
+pub mod limits;
 pub mod mad;
+pub mod transport;
 pub mod wire;
