@@ -155,6 +155,8 @@ impl Machine {
                 memory: GUEST_RAM,
                 watchdog: None,
                 spin_hint: 1,
+                ips: Vec::new(),
+                net: None,
             };
             let guest = machine::boot(&machine.instance, &config, (&qemu, &accel), roles)?;
             eprintln!("guest: up under {accel}");
