@@ -3,9 +3,11 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`machine`] | a device with its guests and native agents, on chosen CPUs |
+//! | [`pcap`] | checks captures of RoCEv2 |
 //! | [`perf`] | latency and bandwidth of each verb, guest beside native |
 
 pub mod machine;
+pub mod pcap;
 pub mod perf;
 
 use std::io::IsTerminal;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// RDMA tools: measure verbs in a guest and on Linux.
+/// RDMA tools: measure verbs in a guest and on Linux, check captures.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -25,6 +27,9 @@ struct Cli {
 enum Command {
     /// Measure verbs: latency or bandwidth, in a guest and as a Linux process
     Perf(perf::Args),
+    /// Check captures of RoCEv2: every ICRC, every byte, every PSN
+    #[command(arg_required_else_help = true)]
+    Pcap(pcap::Args),
     /// What `perf` starts as the Linux process under measurement
     #[command(hide = true)]
     PerfAgent(perf::AgentArgs),
@@ -39,6 +44,7 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Perf(args) => perf::run(&args),
+        Command::Pcap(args) => pcap::run(&args),
         Command::PerfAgent(args) => perf::agent(&args),
     };
     result.unwrap_or_else(|e| {
