@@ -113,11 +113,6 @@ impl Counters {
         how
     }
 
-    fn lost(&self, why: &'static str) -> Sent {
-        tracing::trace!(why, "burst not sent");
-        self.failed(Sent::Lost)
-    }
-
     fn received(&self, packets: usize, bytes: usize) {
         if packets > 0 {
             Counters::add(&self.received_packets, packets);
