@@ -7,4 +7,7 @@ extern crate alloc;
 
 pub mod carrier;
 pub mod icrc;
+pub mod limits;
+pub mod mad;
+pub mod pcap;
 pub mod wire;
