@@ -14,6 +14,7 @@
 //! | [`cq`], [`channel`] | completion queues, and one place to wait for several |
 //! | [`qp`], [`srq`], [`ah`] | queue pairs, shared receive queues, addresses of datagrams |
 //! | [`cm`] | connections, in librdmacm's shape |
+//! | [`probe`] | the floor: one cache line bounced |
 //! | [`process`] | the platform of a Linux process |
 //!
 //! Control verbs (make, modify, destroy) travel over a virtqueue, may sleep and answer with an [`Error`]. The
@@ -88,6 +89,8 @@ pub mod mr;
 pub mod mw;
 #[cfg(not(loom))]
 pub mod platform;
+#[cfg(not(loom))]
+pub mod probe;
 #[cfg(all(not(loom), feature = "std", target_os = "linux"))]
 pub mod process;
 #[cfg(not(loom))]

@@ -6,3 +6,8 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod icrc;
+pub mod limits;
+pub mod mad;
+pub mod transport;
+pub mod wire;
