@@ -60,7 +60,7 @@ impl Engine {
 
     /// A message reached a QP that may not send yet: the first one is worth an event.
     #[cold]
-    fn established(&mut self, slot: usize) {
+    pub(crate) fn established(&mut self, slot: usize) {
         let qp = self.qp_mut(slot);
         if !std::mem::replace(&mut qp.established, true) {
             self.raise(slot, summary::QP_COMM_ESTABLISHED);
@@ -271,7 +271,12 @@ impl Engine {
 
     /// Opens the local side into `self.src`; gives the message's length.
     #[inline]
-    fn open_local(&mut self, slot: usize, wr: &mut Wr, need: Access) -> Result<u64, WcStatus> {
+    pub(crate) fn open_local(
+        &mut self,
+        slot: usize,
+        wr: &mut Wr,
+        need: Access,
+    ) -> Result<u64, WcStatus> {
         self.src.clear();
         let mut total = 0u64;
         if wr.head.flags & flags::INLINE != 0 {
@@ -322,7 +327,7 @@ impl Engine {
     /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
     /// opcode (IBA 1.4, table 60), and comes before any look at the key.
     #[inline]
-    fn enabled(&self, peer: usize, need: Access) -> bool {
+    pub(crate) fn enabled(&self, peer: usize, need: Access) -> bool {
         self.qp(peer).attr.access & need.bits() != 0
     }
 
@@ -339,12 +344,12 @@ impl Engine {
     }
 
     #[inline]
-    fn signaled(&self, slot: usize, wr: &Wr) -> bool {
+    pub(crate) fn signaled(&self, slot: usize, wr: &Wr) -> bool {
         wr.head.flags & flags::SIGNALED != 0 || self.qp(slot).sig_all
     }
 
     #[inline]
-    fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
+    pub(crate) fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
         if self.signaled(slot, wr) {
             let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
             self.complete_send(
@@ -363,8 +368,9 @@ impl Engine {
     #[cold]
     pub(crate) fn complete_error(&mut self, slot: usize, wr: &Wr, status: WcStatus) -> Step {
         let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
-        self.counters.errors += 1;
-        self.counters.work_requests += 1;
+        let counters = &mut self.qp_mut(slot).counters;
+        counters.errors += 1;
+        counters.work_requests += 1;
         self.complete_send(slot, wr.head.wr_id, wr.index, status, opcode, 0, None);
         let qp = self.qp_mut(slot);
         qp.sq_head = wr.index.wrapping_add(u32::from(wr.head.slots));
@@ -396,7 +402,7 @@ impl Engine {
 
     /// Consumes the head of a receive queue with an error.
     #[cold]
-    fn fail_recv(&mut self, slot: usize, recv: Recv, status: WcStatus) {
+    pub(crate) fn fail_recv(&mut self, slot: usize, recv: Recv, status: WcStatus) {
         let cqe = Cqe {
             wr_id: recv.wr_id,
             status: status as u8,
@@ -415,7 +421,7 @@ impl Engine {
 
     /// Consumes the head of a receive queue.
     #[inline]
-    fn complete_recv(&mut self, slot: usize, mut cqe: Cqe, solicited: bool) {
+    pub(crate) fn complete_recv(&mut self, slot: usize, mut cqe: Cqe, solicited: bool) {
         let qp = self.qp_mut(slot);
         cqe.qpn = qp.qpn;
         cqe.qp = qp.doorbell() as u16;
@@ -430,7 +436,7 @@ impl Engine {
 
     #[inline]
     #[allow(clippy::too_many_arguments, reason = "the fields of a completion")]
-    fn complete_send(
+    pub(crate) fn complete_send(
         &mut self,
         slot: usize,
         wr_id: u64,

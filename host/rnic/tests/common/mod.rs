@@ -157,6 +157,8 @@ pub fn engine() -> (Engine, Clock) {
         clock: Box::new(move || time.load(Ordering::SeqCst)),
         gid: GID,
         node_guid: 0x1234,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     (Engine::new(config), clock)
 }
