@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use hyv_abi::queue::{Cqe, WcOpcode, WcStatus, cqe_flags};
+use hyv_abi::queue::{WcOpcode, WcStatus, cqe_flags};
 use hyv_roce::carrier::{Arrival, DEFAULT_HOP_LIMIT, Flow, Gid, Sent};
 use hyv_roce::icrc;
 use hyv_roce::transport::Psn;
@@ -11,8 +11,8 @@ use hyv_roce::wire::{Bth, Deth, Extension, Opcode, Repr};
 
 use super::{Wire, scatter};
 use crate::engine::Engine;
+use crate::exec::complete::Arrived;
 use crate::limits::MAX_MADS;
-use crate::mem::Bytes;
 
 /// Q_Key of QP 1 (IBA 1.4, 3.5.3.1).
 const GSI_QKEY: u32 = 0x8001_0000;
@@ -175,54 +175,39 @@ impl Engine {
         src_qpn: u32,
         repr: &Repr,
     ) -> bool {
-        let qp = self.qp(slot);
-        let Some(recv) = qp.peek_recv() else {
+        let Some(recv) = self.take_recv(slot) else {
             return false;
         };
-        let user = self.user(qp.user);
-        let mut pieces = Vec::new();
-        for i in 0..recv.num_sge {
-            let sge = qp.recv_sge(&recv, i);
-            if sge.len == 0 {
-                continue;
-            }
-            let len = u64::from(sge.len);
-            let access = hyv_abi::types::Access::LOCAL_WRITE;
-            match user.open(qp.pd, sge.lkey, sge.addr, len, access) {
-                Some(piece) => pieces.push(piece),
-                None => {
-                    self.fail_recv(slot, recv, WcStatus::LocProtErr);
-                    return true;
-                }
-            }
-        }
-        let room: u64 = pieces.iter().map(Bytes::len).sum();
         let total = grh::LEN + payload.len();
-        if room < total as u64 {
-            return false;
+        match self.open_sges(slot, recv.pd, recv.sges(), u64::MAX) {
+            Ok(room) if room >= total as u64 => {}
+            Ok(_) => {
+                // It stays for the next.
+                self.qp_mut(slot).receiving = Some(recv);
+                return false;
+            }
+            Err(_) => {
+                self.fail_recv(slot, recv, WcStatus::LocProtErr);
+                return true;
+            }
         }
-        scatter(area, &pieces, 0);
-        scatter(payload, &pieces, grh::LEN as u64);
+        scatter(area, &self.dst, 0);
+        scatter(payload, &self.dst, grh::LEN as u64);
         let imm = repr.ext.imm();
-        let cqe = Cqe {
-            wr_id: recv.wr_id,
-            status: WcStatus::Success as u8,
-            opcode: WcOpcode::Recv as u8,
+        let arrived = Arrived {
+            status: WcStatus::Success,
+            opcode: WcOpcode::Recv,
             flags: cqe_flags::GRH
                 | if imm.is_some() {
                     cqe_flags::WITH_IMM
                 } else {
                     0
                 },
-            syndrome: 0,
-            qpn: 0,
             byte_len: total as u32,
             imm: imm.unwrap_or(0),
             data: [u64::from(src_qpn), 0, 0, 0],
-            wqe: 0,
-            qp: 0,
         };
-        self.complete_recv(slot, cqe, repr.bth.solicited);
+        self.complete_recv(slot, recv, &arrived, repr.bth.solicited);
         true
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use hyv_abi::control::QpAttr;
-use hyv_abi::queue::{Sge, WcStatus};
+use hyv_abi::queue::WcStatus;
 use hyv_abi::types::{QpState, QpType, ack_timeout_ns};
 use hyv_roce::carrier::{DEFAULT_HOP_LIMIT, Flow, Gid};
 use hyv_roce::icrc;
@@ -12,18 +12,12 @@ use hyv_roce::transport::{
 };
 use hyv_roce::wire::Service;
 
-use crate::objects::{Qp, Recv, Wr};
+use crate::objects::{Qp, Wr};
 
 /// The receiving half.
 pub(super) enum Receiver {
     Rc(Responder),
     Uc(Unreliable),
-}
-
-/// A receive that a message is coming into.
-pub(super) struct Inbound {
-    pub recv: Recv,
-    pub sges: Vec<Sge>,
 }
 
 pub(crate) struct WireQp {
@@ -39,7 +33,6 @@ pub(crate) struct WireQp {
     pub(super) wrs: VecDeque<Box<Wr>>,
     /// The work request (by its position in the queue) that cannot go on, and why: it fails once those before it are complete.
     pub(super) stuck: Option<(u32, WcStatus)>,
-    pub(super) inbound: Option<Inbound>,
     /// The event of a refusal, raised once the NAK has left.
     pub(super) event: u64,
     /// When its entry in the heap of timers is due.
@@ -78,7 +71,6 @@ impl WireQp {
             requester: None,
             wrs: VecDeque::new(),
             stuck: None,
-            inbound: None,
             event: 0,
             armed: None,
             is_ready: false,
@@ -113,17 +105,12 @@ impl WireQp {
         self.wrs.clear();
         self.stuck = None;
         self.requester = None;
-        self.inbound = None;
         first
     }
 
     /// When it wants a timer, ns.
     pub fn deadline(&self) -> Option<u64> {
         self.requester.as_ref().and_then(Requester::deadline)
-    }
-
-    pub(super) fn has_answer(&self) -> bool {
-        matches!(&self.receiver, Receiver::Rc(r) if r.has_answer())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Packets that arrive: checked, given to their QP, and into users' memory.
 
-use hyv_abi::queue::{CQE_DATA, Cqe, Sge, WcOpcode, WcStatus, cqe_flags};
+use hyv_abi::queue::{CQE_DATA, Sge, WcOpcode, WcStatus, cqe_flags};
 use hyv_abi::sync::Ordering;
 use hyv_abi::types::{Access, QpState, QpType};
 use hyv_abi::window::summary;
@@ -10,14 +10,16 @@ use hyv_roce::transport::{
 };
 use hyv_roce::wire::{Extension, NakCode, Operation, Packet, Repr, Service, Suffix, Syndrome, bth};
 
-use super::qp::{Inbound, Receiver, may_receive};
+use super::qp::{Receiver, may_receive};
 use super::{End, Wire, WireQp, scatter};
 use crate::engine::Engine;
+use crate::exec::complete::Arrived;
 use crate::mem::Bytes;
+use crate::recv::RecvWr;
 
 /// Why a request's packet is not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Refusal {
+pub(super) enum Refusal {
     /// No receive is posted.
     NotReady,
     /// The request is at fault.
@@ -242,28 +244,20 @@ impl Engine {
                 }
             },
             Receiver::Uc(r) => match r.check(&request) {
-                UnreliableCheck::Go { go, fresh } => {
-                    if fresh {
-                        self.cut_off(slot, q);
-                    }
-                    go
-                }
-                UnreliableCheck::Drop { cut } => {
-                    if cut {
-                        self.cut_off(slot, q);
-                    }
+                UnreliableCheck::Go(go) => go,
+                UnreliableCheck::Drop => {
                     self.qp_mut(slot).counters.drops_order += 1;
                     return;
                 }
             },
         };
         let served = match go {
-            Go::Send { offset } => self.serve_send(slot, q, repr, offset, payload),
+            Go::Send { offset } => self.serve_send(slot, repr, offset, payload),
             Go::Write {
                 remote,
                 offset,
                 total,
-            } => self.serve_write(slot, q, repr, remote, offset, total, payload),
+            } => self.serve_write(slot, repr, remote, offset, total, payload),
             Go::Read { remote, len } => {
                 let served = self.serve_read(slot, remote, len);
                 if served.is_ok()
@@ -289,16 +283,11 @@ impl Engine {
             (Ok(()), Receiver::Uc(_)) => {}
             (Err(refusal), Receiver::Rc(_)) => self.refuse(slot, q, refusal),
             (Err(_), Receiver::Uc(r)) => {
+                // What it had taken stays for the next message.
                 r.give_up();
-                self.cut_off(slot, q);
                 self.qp_mut(slot).counters.drops_receive += 1;
             }
         }
-    }
-
-    /// A message that had begun will not end. Its receive is the next message's.
-    fn cut_off(&mut self, _slot: usize, q: &mut WireQp) {
-        q.inbound = None;
     }
 
     fn refuse(&mut self, slot: usize, q: &mut WireQp, refusal: Refusal) {
@@ -326,8 +315,10 @@ impl Engine {
         };
         r.refuse(code);
         q.event = event;
-        if let (Some(inbound), Some(status)) = (q.inbound.take(), status) {
-            self.fail_recv(slot, inbound.recv, status);
+        if let Some(status) = status
+            && let Some(recv) = self.qp_mut(slot).receiving.take()
+        {
+            self.fail_recv(slot, recv, status);
         }
         let counters = &mut self.qp_mut(slot).counters;
         match code {
@@ -337,59 +328,70 @@ impl Engine {
         }
     }
 
-    /// Takes the next receive for a message that begins.
-    fn begin_receive(&mut self, slot: usize, q: &mut WireQp) -> Result<(), Refusal> {
-        let qp = self.qp(slot);
-        let recv = qp.peek_recv().ok_or(Refusal::NotReady)?;
-        let mut sges = q.inbound.take().map_or_else(Vec::new, |i| i.sges);
-        sges.clear();
-        sges.extend((0..recv.num_sge).map(|i| qp.recv_sge(&recv, i)));
-        q.inbound = Some(Inbound { recv, sges });
-        Ok(())
-    }
-
     fn serve_send(
         &mut self,
         slot: usize,
-        q: &mut WireQp,
         repr: &Repr,
         offset: u32,
         payload: &[u8],
     ) -> Result<(), Refusal> {
-        let info = repr.bth.opcode.info();
-        if info.position.begins() {
-            self.begin_receive(slot, q)?;
+        let at = repr.bth.opcode.info().position;
+        let recv = if at.begins() {
+            self.take_recv(slot)
+        } else {
+            self.qp_mut(slot).receiving.take()
+        };
+        let recv = recv.ok_or(Refusal::NotReady)?;
+        match self.fill(slot, &recv, at.begins() && at.ends(), offset, payload) {
+            Ok(data) if at.ends() => {
+                let total = offset + payload.len() as u32;
+                self.deliver_wire(slot, recv, repr, WcOpcode::Recv, total, data);
+                Ok(())
+            }
+            result => {
+                self.qp_mut(slot).receiving = Some(recv);
+                result.map(|_| ())
+            }
         }
-        let inbound = q.inbound.as_ref().ok_or(Refusal::NotReady)?;
-        let mut data = None;
-        let first = inbound.sges.first().copied().unwrap_or_default();
-        if offset == 0
-            && info.position.ends()
-            && payload.len() <= CQE_DATA
-            && first.len as usize >= payload.len()
-        {
+    }
+
+    /// Puts a packet's payload into a receive; gives it back if it fits the completion.
+    fn fill(
+        &mut self,
+        slot: usize,
+        recv: &RecvWr,
+        whole: bool,
+        offset: u32,
+        payload: &[u8],
+    ) -> Result<Option<[u64; 4]>, Refusal> {
+        let first = recv.sges().first().copied().unwrap_or_default();
+        if whole && payload.len() <= CQE_DATA && first.len as usize >= payload.len() {
             // Small enough for the completion; the key is checked all the same.
-            self.open_sges(slot, std::slice::from_ref(&first), payload.len() as u64)?;
+            let sges = std::slice::from_ref(&first);
+            self.open_sges(slot, recv.pd, sges, payload.len() as u64)?;
             let mut words = [0; 4];
             Bytes::own(payload).gather(&mut words, 0);
-            data = Some(words);
-        } else if !payload.is_empty() {
+            return Ok(Some(words));
+        }
+        if !payload.is_empty() {
             let end = u64::from(offset) + payload.len() as u64;
-            let room = self.open_sges(slot, &inbound.sges, u64::MAX)?;
+            let room = self.open_sges(slot, recv.pd, recv.sges(), u64::MAX)?;
             if room < end {
                 return Err(Refusal::TooLong);
             }
             scatter(payload, &self.dst, u64::from(offset));
         }
-        if info.position.ends() {
-            let total = offset + payload.len() as u32;
-            self.deliver_wire(slot, q, repr, WcOpcode::Recv, total, data);
-        }
-        Ok(())
+        Ok(None)
     }
 
     /// Opens a receive's pieces into `self.dst`, of the first `most` bytes; gives their room.
-    fn open_sges(&mut self, slot: usize, sges: &[Sge], most: u64) -> Result<u64, Refusal> {
+    pub(super) fn open_sges(
+        &mut self,
+        slot: usize,
+        pd: u32,
+        sges: &[Sge],
+        most: u64,
+    ) -> Result<u64, Refusal> {
         self.dst.clear();
         let qp = self.qps[slot].as_ref().expect("a live QP's slot");
         let user = self.users[qp.user].as_ref().expect("a QP's user");
@@ -400,7 +402,7 @@ impl Engine {
                 continue;
             }
             let piece = user
-                .open(qp.pd, sge.lkey, sge.addr, len, Access::LOCAL_WRITE)
+                .open(pd, sge.lkey, sge.addr, len, Access::LOCAL_WRITE)
                 .ok_or(Refusal::Receive(WcStatus::LocProtErr))?;
             self.dst.push(piece);
             room += len;
@@ -412,15 +414,12 @@ impl Engine {
     fn deliver_wire(
         &mut self,
         slot: usize,
-        q: &mut WireQp,
+        recv: Box<RecvWr>,
         repr: &Repr,
         opcode: WcOpcode,
         total: u32,
         data: Option<[u64; 4]>,
     ) {
-        let Some(inbound) = q.inbound.take() else {
-            return;
-        };
         let (flag, imm) = match repr.bth.opcode.info().suffix {
             Suffix::None => (0, 0),
             Suffix::Imm => (cqe_flags::WITH_IMM, repr.ext.imm().unwrap_or(0)),
@@ -429,27 +428,21 @@ impl Engine {
                 _ => (0, 0),
             },
         };
-        let cqe = Cqe {
-            wr_id: inbound.recv.wr_id,
-            status: WcStatus::Success as u8,
-            opcode: opcode as u8,
+        let arrived = Arrived {
+            status: WcStatus::Success,
+            opcode,
             flags: flag | if data.is_some() { cqe_flags::DATA } else { 0 },
-            syndrome: 0,
-            qpn: 0,
             byte_len: total,
             imm,
             data: data.unwrap_or_default(),
-            wqe: 0,
-            qp: 0,
         };
-        self.complete_recv(slot, cqe, repr.bth.solicited);
+        self.complete_recv(slot, recv, &arrived, repr.bth.solicited);
     }
 
     #[allow(clippy::too_many_arguments, reason = "a WRITE packet's headers")]
     fn serve_write(
         &mut self,
         slot: usize,
-        q: &mut WireQp,
         repr: &Repr,
         remote: Remote,
         offset: u32,
@@ -464,14 +457,14 @@ impl Engine {
             self.open_here(slot, remote, 0, total, Access::REMOTE_WRITE)?;
         }
         let imm = info.suffix == Suffix::Imm;
-        if imm {
-            self.begin_receive(slot, q)?;
+        if imm && !self.has_recv(slot) {
+            return Err(Refusal::NotReady);
         }
         let len = payload.len() as u32;
         let piece = self.open_here(slot, remote, offset, len, Access::REMOTE_WRITE)?;
         Bytes::own(payload).copy_to(&piece);
-        if imm {
-            self.deliver_wire(slot, q, repr, WcOpcode::RecvRdmaWithImm, total, None);
+        if imm && let Some(recv) = self.take_recv(slot) {
+            self.deliver_wire(slot, recv, repr, WcOpcode::RecvRdmaWithImm, total, None);
         }
         Ok(())
     }
