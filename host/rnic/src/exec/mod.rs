@@ -50,6 +50,7 @@ impl Engine {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
                         && self.qp(p).ty == ty
+                        && self.qp(p).wire.is_none()
                         && receives(self.qp(p).state) =>
                 {
                     p
@@ -103,7 +104,7 @@ impl Engine {
 
     /// A message reached a QP that may not send yet: the first one is worth an event.
     #[cold]
-    fn established(&mut self, slot: usize) {
+    pub(crate) fn established(&mut self, slot: usize) {
         let qp = self.qp_mut(slot);
         if !std::mem::replace(&mut qp.established, true) {
             self.raise(slot, summary::QP_COMM_ESTABLISHED);
@@ -300,7 +301,12 @@ impl Engine {
 
     /// Opens the local side into `self.src`; gives the message's length.
     #[inline]
-    fn open_local(&mut self, slot: usize, wr: &mut Wr, need: Access) -> Result<u64, WcStatus> {
+    pub(crate) fn open_local(
+        &mut self,
+        slot: usize,
+        wr: &mut Wr,
+        need: Access,
+    ) -> Result<u64, WcStatus> {
         self.src.clear();
         let mut total = 0u64;
         if wr.head.flags & flags::INLINE != 0 {
@@ -350,7 +356,7 @@ impl Engine {
     /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
     /// opcode (IBA 1.4, table 60), and comes before any look at the key.
     #[inline]
-    fn enabled(&self, peer: usize, need: Access) -> bool {
+    pub(crate) fn enabled(&self, peer: usize, need: Access) -> bool {
         self.qp(peer).attr.access & need.bits() != 0
     }
 
@@ -417,6 +423,7 @@ impl Engine {
             (Some(recv), _) => self.qp_mut(peer).receiving = Some(recv),
             (None, _) => {}
         }
+        self.qp_mut(peer).counters.drops_receive += 1;
         self.lost(slot, wr)
     }
 }

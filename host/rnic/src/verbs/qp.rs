@@ -83,6 +83,9 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
+            datagram_psn: 0,
+            wire: None,
+            counters: crate::wire::zeroed(),
         }));
         self.cq_mut(send_cq).refs += 1;
         self.cq_mut(recv_cq).refs += 1;
@@ -105,6 +108,7 @@ impl Engine {
         let (ty, now) = (self.qp(slot).ty, self.qp(slot).state);
         let to = state::check(ty, now, mask, req.attr.state, req.attr.cur_state)?;
         let attr = self.merge(self.qp(slot).attr, mask, &req.attr)?;
+        self.check_path(slot, to, &attr)?;
         let qp = self.qp_mut(slot);
         qp.attr = attr;
         match to {
@@ -117,12 +121,17 @@ impl Engine {
                 }
                 (qp.current, qp.wait) = (None, None);
                 qp.established = false;
+                qp.wire = None;
                 self.return_recv(slot);
                 self.forget(slot);
             }
             QpState::Err => self.set_error(slot),
             _ => {
                 qp.state = to;
+                self.set_up_wire(slot, now);
+                if now == QpState::Rtr {
+                    self.qp_mut(slot).datagram_psn = attr.sq_psn;
+                }
                 if to == QpState::Rts {
                     self.activate(slot);
                 }
@@ -217,7 +226,7 @@ impl Engine {
 
     /// Whether there is a way to a GID.
     pub(super) fn is_reachable(&self, gid: &[u8; 16]) -> bool {
-        self.is_local(gid)
+        self.is_local(gid) || self.has_wire()
     }
 
     /// A QP's attributes and state.
@@ -265,6 +274,8 @@ impl Engine {
             return;
         };
         self.free_qps.push(slot);
+        crate::wire::add(&mut self.past, &qp.counters);
+        crate::wire::add(&mut self.user_mut(qp.user).past, &qp.counters);
         self.cq_mut(qp.send_cq).refs -= 1;
         self.cq_mut(qp.recv_cq).refs -= 1;
         if let RecvFrom::Shared(srq) = qp.recv {

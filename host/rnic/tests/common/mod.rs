@@ -10,6 +10,7 @@
     reason = "the contract's names, for whichever file needs them"
 )]
 
+pub mod net;
 mod queues;
 
 use std::ptr::NonNull;
@@ -164,6 +165,8 @@ pub fn engine_at(gid: [u8; 16]) -> (Engine, Clock) {
         clock: Box::new(move || time.load(Ordering::SeqCst)),
         gid,
         node_guid: 0x1234,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     (Engine::new(config), clock)
 }
