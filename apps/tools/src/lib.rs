@@ -5,3 +5,5 @@
 extern crate alloc;
 
 pub mod perf;
+pub mod pingpong;
+pub mod rping;
