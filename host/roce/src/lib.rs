@@ -6,3 +6,9 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod icrc;
+pub mod limits;
+pub mod mad;
+pub mod pcap;
+pub mod transport;
+pub mod wire;

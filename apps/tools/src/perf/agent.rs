@@ -10,6 +10,7 @@ use hyv_verbs::{
     QpCaps, QueuePair, RecvWr, RemoteAddr, SendOp, SendWr, WorkCompletion, probe,
 };
 
+use super::control;
 use super::protocol::{Greeting, LEN, Report};
 use super::{
     Command, DEPTH, INLINE, Kind, MAX_SAMPLES, MAX_SIZE, PATIENCE, PerfError, RECEIVES, RECV_AT,
@@ -46,6 +47,8 @@ pub struct Agent {
     clock: Clock,
     pd: ProtectionDomain,
     region: MemoryRegion,
+    /// What `Register` registers, once it was asked for.
+    memory: Option<control::Memory>,
     _listener: CmId,
     channel: EventChannel,
 }
@@ -75,6 +78,7 @@ impl Agent {
             clock,
             pd,
             region,
+            memory: None,
             _listener: listener,
             channel,
         })
@@ -171,6 +175,18 @@ impl Agent {
                 }
                 Kind::Latency => self.measure(&mut link, &command, 1)?,
                 Kind::Bandwidth => self.measure(&mut link, &command, DEPTH)?,
+                Kind::Connect { rounds } => {
+                    let samples = control::connect(&self.context, &self.pd, self.clock, rounds)?;
+                    self.answer(&mut link, &samples, 1)?;
+                }
+                Kind::Register { rounds } => {
+                    let memory = match &self.memory {
+                        Some(m) => m,
+                        None => self.memory.insert(control::Memory::new(&self.context)?),
+                    };
+                    let samples = control::register(memory, &self.pd, self.clock, rounds)?;
+                    self.answer(&mut link, &samples, 1)?;
+                }
             }
         }
     }
@@ -280,6 +296,12 @@ impl Agent {
             last = t;
         }
         run.drain()?;
+        self.answer(link, &samples, per_sample)
+    }
+
+    /// Puts samples where the partner READs them, and reports them.
+    fn answer(&self, link: &mut Link, samples: &[u32], per_sample: u32) -> Result<(), PerfError> {
+        let samples = &samples[..samples.len().min(MAX_SAMPLES)];
         for (i, &s) in samples.iter().enumerate() {
             self.region
                 .write(SAMPLES_AT as usize + 4 * i, &s.to_le_bytes())
@@ -287,7 +309,8 @@ impl Agent {
         }
         let n = samples.len() as u32;
         let ops = u64::from(n) * u64::from(per_sample);
-        self.report(link, (n, per_sample, ops, last - begin))
+        let ticks = samples.iter().map(|&t| u64::from(t)).sum();
+        self.report(link, (n, per_sample, ops, ticks))
     }
 }
 

@@ -5,6 +5,7 @@
 //! the agent's memory; the partner READs them.
 
 mod agent;
+mod control;
 mod partner;
 mod protocol;
 
@@ -61,6 +62,8 @@ const RECV_AT: u64 = MAX_SIZE as u64;
 const SAMPLES_AT: u64 = 2 * MAX_SIZE as u64;
 /// Bytes of a side's region.
 pub const REGION: usize = 2 * MAX_SIZE + 4 * MAX_SAMPLES;
+/// Bytes that [`Kind::Register`] registers.
+pub const REGISTERED: usize = 1 << 30;
 /// Receives posted on either side, and so the most SENDs that may be under way.
 const RECEIVES: u32 = 32;
 /// Largest payload sent inline: beyond it the copy into the work queue costs more than the gather.

@@ -63,6 +63,16 @@ pub enum Kind {
     Latency,
     /// [`super::DEPTH`] work requests at a time.
     Bandwidth,
+    /// `rounds` times `create_qp` to RTS, each a sample.
+    Connect {
+        /// How many.
+        rounds: u32,
+    },
+    /// `rounds` times `reg_mr` of [`super::REGISTERED`] bytes, each a sample.
+    Register {
+        /// How many.
+        rounds: u32,
+    },
 }
 
 /// A command.
@@ -89,6 +99,8 @@ impl Command {
             Kind::Floor { rounds } => (1u8, rounds),
             Kind::Latency => (2, 0),
             Kind::Bandwidth => (3, 0),
+            Kind::Connect { rounds } => (4, rounds),
+            Kind::Register { rounds } => (5, rounds),
         };
         let mut b = [0; LEN];
         b[0] = kind;
@@ -108,6 +120,8 @@ impl Command {
                 1 => Kind::Floor { rounds },
                 2 => Kind::Latency,
                 3 => Kind::Bandwidth,
+                4 => Kind::Connect { rounds },
+                5 => Kind::Register { rounds },
                 _ => return None,
             },
             verb: Verb::from_u8(b[1])?,
@@ -201,7 +215,13 @@ mod tests {
     #[test]
     fn what_is_said_is_understood() {
         for verb in Verb::ALL {
-            for kind in [Kind::Floor { rounds: 77 }, Kind::Latency, Kind::Bandwidth] {
+            for kind in [
+                Kind::Floor { rounds: 77 },
+                Kind::Latency,
+                Kind::Bandwidth,
+                Kind::Connect { rounds: 3 },
+                Kind::Register { rounds: 4 },
+            ] {
                 let c = Command {
                     kind,
                     verb,

@@ -209,6 +209,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             memory: args.memory,
             watchdog: None,
             spin_hint: u32::from(cpus.len() > 1),
+            net: None,
+            ips: Vec::new(),
         },
         &qemu,
         &accel,

@@ -13,10 +13,10 @@ use hyv_host::vmm::GuestConfig;
 use hyv_lab::limits::MIN_PAIRS;
 use hyv_lab::{Interval, Latencies, Slice, median, pair_slices, paired_ratio, values};
 use hyv_rnic::cell::Inline;
-use hyv_tools::perf::{Command, Kind, Partner, REGION, Samples};
+use hyv_tools::perf::{Command, Kind, Partner, REGION, REGISTERED, Samples, Verb};
 use hyv_verbs::{Context, Gid, Process, probe};
 
-use super::report::{Aa, Floor, RatioLine, Report, ResultLine};
+use super::report::{Aa, ControlLine, Floor, RatioLine, Report, ResultLine};
 use super::{Args, Case, What, Where};
 use crate::machine::{self, Native, Roles};
 
@@ -34,8 +34,10 @@ const FLOOR_ROUNDS: u32 = 1_000;
 const SILENCE_NS: u64 = 1_000_000_000;
 /// RAM of the partners in this process: two buffers of 4 MiB and samples for each of three.
 const PARTNER_RAM: u64 = 48 << 20;
-/// RAM of the guest: 8 MiB of buffers, samples, and the runtime.
-const GUEST_RAM: u64 = 64 << 20;
+/// RAM of the guest: buffers and the runtime, and what `reg_mr` is measured with (never touched, so never backed).
+const GUEST_RAM: u64 = (64 << 20) + REGISTERED as u64;
+/// Length of the slices in which VM exits are counted.
+const EXITS_SLICE: Duration = Duration::from_millis(400);
 /// Port of the first agent; the others take the next ones.
 const PORT: u16 = 7072;
 
@@ -49,7 +51,6 @@ struct Lane {
     all: Latencies,
     min_ns: f64,
     ops: u64,
-    total_ops: u64,
     /// Medians of memcpy between the same buffers, ns.
     copies: Vec<f64>,
 }
@@ -88,7 +89,6 @@ pub(super) fn measure(
         vm_exits_per_million_ops: None,
         control: Vec::new(),
     };
-    let before = machine.vcpu_exits()?;
     let mut twins = Vec::new();
     let mut floors = Vec::new();
     header(args.what);
@@ -96,14 +96,9 @@ pub(super) fn measure(
         machine.alternate(args, case, stop)?;
         machine.summarize(args, case, &mut report, &mut twins, &mut floors)?;
     }
-    if let (Some(before), Some(after)) = (before, machine.vcpu_exits()?) {
-        let ops: u64 = machine
-            .lanes
-            .iter()
-            .filter(|l| l.place == "guest")
-            .map(|l| l.total_ops)
-            .sum();
-        report.vm_exits_per_million_ops = Some((after - before) as f64 * 1e6 / ops.max(1) as f64);
+    if args.what == What::Lat {
+        report.vm_exits_per_million_ops = machine.count_exits(cases)?;
+        report.control = machine.control()?;
     }
     if !floors.is_empty() {
         report.floor.cache_line_rtt_ns = Some(median(&mut floors));
@@ -160,6 +155,8 @@ impl Machine {
                 memory: GUEST_RAM,
                 watchdog: None,
                 spin_hint: 1,
+                ips: Vec::new(),
+                net: None,
             };
             let guest = machine::boot(&machine.instance, &config, (&qemu, &accel), roles)?;
             eprintln!("guest: up under {accel}");
@@ -217,7 +214,6 @@ impl Machine {
             all: Latencies::new(),
             min_ns: f64::INFINITY,
             ops: 0,
-            total_ops: 0,
             copies: Vec::new(),
         });
         Ok(())
@@ -241,6 +237,69 @@ impl Machine {
             }
             _ => Ok(None),
         }
+    }
+
+    /// VM exits in a long slice of each case: sleeping between slices is not what data verbs cost.
+    fn count_exits(&mut self, cases: &[Case]) -> Result<Option<f64>> {
+        let Some(before) = self.vcpu_exits()? else {
+            return Ok(None);
+        };
+        let Some(i) = self.lanes.iter().position(|l| l.place == "guest") else {
+            return Ok(None);
+        };
+        let mut ops = 0;
+        for case in cases {
+            let command = Command {
+                kind: Kind::Latency,
+                verb: case.verb,
+                size: case.size,
+                slice_ns: EXITS_SLICE.as_nanos() as u64,
+                // So that the samples' memory holds the whole slice.
+                batch_ns: 4 * BATCH_NS,
+            };
+            let mut inline = self.instance.engine().drive_inline();
+            let samples = self.lanes[i].partner.measure(&command, || {
+                inline.driver().poll();
+            })?;
+            ops += samples.ops;
+        }
+        let after = self.vcpu_exits()?.unwrap_or(before);
+        Ok(Some((after - before) as f64 * 1e6 / ops.max(1) as f64))
+    }
+
+    /// What `create_qp` to RTS and `reg_mr` of 1 GiB take. The engine's own thread drives: control needs a core too.
+    fn control(&mut self) -> Result<Vec<ControlLine>> {
+        let mut lines = Vec::new();
+        for lane in self.lanes.iter_mut().filter(|l| l.place != "twin") {
+            for (what, kind) in [
+                ("create_qp to RTS", Kind::Connect { rounds: 200 }),
+                ("reg_mr 1 GiB", Kind::Register { rounds: 200 }),
+            ] {
+                let command = Command {
+                    kind,
+                    verb: Verb::Write,
+                    size: 0,
+                    slice_ns: 0,
+                    batch_ns: 0,
+                };
+                let mut samples = lane
+                    .partner
+                    .measure(&command, || std::thread::sleep(Duration::from_micros(200)))?;
+                let line = ControlLine {
+                    what,
+                    place: lane.place,
+                    p50_ns: median(&mut samples.ns),
+                };
+                eprintln!(
+                    "{:>26} {:>7} {:>9}",
+                    line.what,
+                    line.place,
+                    values::nanos(line.p50_ns as u64)
+                );
+                lines.push(line);
+            }
+        }
+        Ok(lines)
     }
 
     fn alternate(&mut self, args: &Args, case: Case, stop: &AtomicBool) -> Result<()> {
@@ -409,7 +468,6 @@ impl Lane {
             );
         }
         let steady = before / after < STEADY && after / before < STEADY;
-        self.total_ops += samples.ops;
         if steady {
             self.ops += samples.ops;
             for &t in &ns {

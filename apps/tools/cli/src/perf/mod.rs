@@ -175,8 +175,8 @@ pub struct AgentArgs {
     pin: String,
 }
 
-/// RAM of a native agent: buffers, samples and rings, on whole large pages.
-const AGENT_RAM: u64 = 24 << 20;
+/// RAM of a native agent: buffers, samples and rings on whole large pages, and what `reg_mr` is measured with.
+const AGENT_RAM: u64 = (24 << 20) + hyv_tools::perf::REGISTERED as u64;
 
 /// Runs the native side.
 ///
