@@ -11,8 +11,8 @@ use core::time::Duration;
 
 use hyv_verbs::{
     Access, AddressHandle, AhAttr, CompletionQueue, Context, Gid, Grh, MemoryRegion, Payload,
-    PostError, QpCaps, QpInitAttr, QpType, QueuePair, RecvWr, RtrParams, RtsParams, SendOp,
-    SendWr, WcStatus, WorkCompletion,
+    PostError, QpCaps, QpInitAttr, QpType, QueuePair, RecvWr, RtrParams, RtsParams, SendOp, SendWr,
+    WcStatus, WorkCompletion,
 };
 
 /// Bytes of what each side tells: `llll:qqqqqq:pppppp:` and the GID, in hexadecimal, and a NUL.
@@ -271,11 +271,15 @@ pub fn run(
     met: &mut dyn FnMut(&Endpoint, &Endpoint),
 ) -> Result<Outcome, Error> {
     if options.size == 0 || options.iterations == 0 || options.rx_depth == 0 {
-        return Err(Error::Option("size, iterations and receives must be at least 1"));
+        return Err(Error::Option(
+            "size, iterations and receives must be at least 1",
+        ));
     }
     let datagrams = options.transport == Transport::Ud;
     if datagrams && options.size > context.query_port(1)?.active_mtu {
-        return Err(Error::Option("a datagram must fit into one packet: give a smaller -s"));
+        return Err(Error::Option(
+            "a datagram must fit into one packet: give a smaller -s",
+        ));
     }
     let pd = context.alloc_pd()?;
     let head = if datagrams { GRH } else { 0 };
@@ -528,7 +532,7 @@ mod tests {
         for bad in [
             b"0000:00011:88f1b2c:00000000000000000000ffff0a000001\0",
             b"0000:000011:8f1b2c:00000000000000000000ffff0a00000g\0",
-            b"GET / HTTP/1.1\r\nHost: somewhere\r\nAccept: */*\r\n\r\n...",
+            b"GET / HTTP/1.1\r\nHost: somewhere\r\nAccept: */*\r\n\r\n....",
         ] {
             assert_eq!(Endpoint::decode(bad), None);
         }
@@ -536,7 +540,11 @@ mod tests {
 
     #[test]
     fn messages_differ_between_sides_and_rounds() {
-        let bytes = |role, n| (0..64).map(|i| pattern(role, n, i)).collect::<alloc::vec::Vec<_>>();
+        let bytes = |role, n| {
+            (0..64)
+                .map(|i| pattern(role, n, i))
+                .collect::<alloc::vec::Vec<_>>()
+        };
         assert_ne!(bytes(Role::Client, 0), bytes(Role::Server, 0));
         assert_ne!(bytes(Role::Client, 0), bytes(Role::Client, 1));
     }

@@ -85,12 +85,20 @@ impl core::fmt::Display for Error {
             Self::Verbs(e) => write!(f, "{e}"),
             Self::Post(e) => write!(f, "cannot post a work request: {e}"),
             Self::Completion(s) => write!(f, "a work request completed with {s:?}"),
-            Self::Message { len } => write!(f, "a message of {len} bytes is no rping advertisement"),
+            Self::Message { len } => {
+                write!(f, "a message of {len} bytes is no rping advertisement")
+            }
             Self::TooLong { len, room } => {
-                write!(f, "the peer advertised {len} bytes; there is room for {room}: give -S {len}")
+                write!(
+                    f,
+                    "the peer advertised {len} bytes; there is room for {room}: give -S {len}"
+                )
             }
             Self::Data { round, at } => {
-                write!(f, "round {round}: byte {at} came back different from what was sent")
+                write!(
+                    f,
+                    "round {round}: byte {at} came back different from what was sent"
+                )
             }
             Self::Silent => f.write_str("the peer fell silent"),
             Self::Disconnected => f.write_str("the peer disconnected in the middle of a round"),
@@ -282,7 +290,10 @@ pub fn server(
         side.advertise(PING_AT)?;
         let to = side.hear()?.ok_or(Error::Disconnected)?;
         // The text and its NUL, as the stock program does; never more than was advertised.
-        let text = ping.iter().position(|&b| b == 0).map_or(ping.len(), |n| n + 1);
+        let text = ping
+            .iter()
+            .position(|&b| b == 0)
+            .map_or(ping.len(), |n| n + 1);
         side.transfer(SendOp::Write(to.remote), (text as u32).min(to.len))?;
         side.advertise(PING_AT)?;
         rounds += 1;
