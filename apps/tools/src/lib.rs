@@ -6,3 +6,4 @@ extern crate alloc;
 pub mod perf;
 pub mod pingpong;
 pub mod rping;
+pub mod words;

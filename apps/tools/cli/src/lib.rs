@@ -3,8 +3,10 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`machine`] | a device with its guests and native agents, on chosen CPUs |
+//! | [`exchange`] | pingpong and rping, with the stock programs as peers |
 //! | [`perf`] | latency and bandwidth of each verb, guest beside native |
 
+pub mod exchange;
 pub mod machine;
 pub mod perf;
 
@@ -25,6 +27,10 @@ struct Cli {
 enum Command {
     /// Measure verbs: latency or bandwidth, in a guest and as a Linux process
     Perf(perf::Args),
+    /// Exchange messages with ibv_rc_pingpong, ibv_uc_pingpong or ibv_ud_pingpong
+    Pingpong(exchange::PingpongArgs),
+    /// Exchange messages with rping over RDMA CM
+    Rping(exchange::RpingArgs),
     /// What `perf` starts as the Linux process under measurement
     #[command(hide = true)]
     PerfAgent(perf::AgentArgs),
@@ -39,6 +45,8 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Perf(args) => perf::run(&args),
+        Command::Pingpong(args) => exchange::pingpong(&args),
+        Command::Rping(args) => exchange::rping(&args),
         Command::PerfAgent(args) => perf::agent(&args),
     };
     result.unwrap_or_else(|e| {
