@@ -127,7 +127,7 @@ impl Peer {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    /// Starts `command`, a line or several of busybox's shell, and does not wait for it.
+    /// Starts `command`, a line or several of shell, and does not wait for it.
     ///
     /// # Panics
     /// When the peer does not take it.
@@ -147,7 +147,7 @@ impl Peer {
         }
     }
 
-    /// Runs `command`, a line or several of busybox's shell.
+    /// Runs `command`, a line or several of shell.
     ///
     /// # Panics
     /// When it does not end within `limit`.
@@ -204,7 +204,8 @@ impl Peer {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
             IpAddr::V6(v6) => v6,
         };
-        let table = self.sh("cd /sys/class/infiniband/rxe0/ports/1/gids && grep -Hv :0000:0000:0000:0000$ *");
+        let table = self
+            .sh("cd /sys/class/infiniband/rxe0/ports/1/gids && grep -Hv :0000:0000:0000:0000$ *");
         let text = v6.segments().map(|s| format!("{s:04x}")).join(":");
         let line = table.lines().find_map(|l| l.strip_suffix(&text));
         let index = line.and_then(|l| l.strip_suffix(':')?.parse().ok());
