@@ -18,6 +18,10 @@ pub const MAX_PRIVATE_REQ: usize = 56;
 pub const MAX_PRIVATE_REP: usize = 196;
 /// Private data of a reject.
 pub const MAX_PRIVATE_REJ: usize = 148;
+/// Private data of a datagram's request (SIDR_REQ: 216 bytes less the 36 of the header).
+pub const MAX_PRIVATE_SIDR_REQ: usize = 180;
+/// Private data of the answer to it, yes or no (SIDR_REP).
+pub const MAX_PRIVATE_SIDR_REP: usize = 136;
 /// Room for private data in every message.
 pub const PRIVATE_LEN: usize = 196;
 
@@ -117,16 +121,28 @@ verbs! {
     1 QueryDevice => DeviceAttr, "What the device can do (ibv_query_device).";
     2 QueryPort => PortAttr, "State of a port (ibv_query_port).";
     3 QueryGid => GidReply, "A GID of a port (ibv_query_gid).";
+    4 QueryPkey => PkeyReply, "A P_Key of a port (ibv_query_pkey).";
+    5 QueryCounters => Counters, "Packets, retransmissions, NAKs and drops of the device, of this user or of one QP.";
     10 AllocPd => HandleReply, "Make a protection domain (ibv_alloc_pd).";
     11 DeallocPd => Empty, "Drop a protection domain that nothing uses (ibv_dealloc_pd).";
     12 RegMr => MrReply, "Register memory (ibv_reg_mr_iova).";
     13 DeregMr => Empty, "Deregister memory: its keys stop working before this returns (ibv_dereg_mr).";
+    14 ReregMr => MrReply, "Change a region's memory, PD or access; its keys change with it (ibv_rereg_mr).";
     20 CreateCq => HandleReply, "Make a completion queue in the user's RAM (ibv_create_cq).";
     21 DestroyCq => Empty, "Drop a completion queue that no QP uses (ibv_destroy_cq).";
+    22 ResizeCq => Empty, "Move a completion queue to another ring; what was not polled moves along (ibv_resize_cq).";
     30 CreateQp => QpReply, "Make a queue pair in the user's RAM (ibv_create_qp).";
     31 ModifyQp => Empty, "Move a queue pair through its states (ibv_modify_qp).";
     32 QueryQp => QpAttr, "A queue pair's attributes and state (ibv_query_qp).";
     33 DestroyQp => Empty, "Drop a queue pair: the device touches its rings no more once this returns (ibv_destroy_qp).";
+    40 CreateSrq => HandleReply, "Make a shared receive queue in the user's RAM (ibv_create_srq).";
+    41 ModifySrq => Empty, "Arm the limit event of a shared receive queue (ibv_modify_srq).";
+    42 QuerySrq => SrqAttr, "A shared receive queue's attributes (ibv_query_srq).";
+    43 DestroySrq => Empty, "Drop a shared receive queue that no QP uses (ibv_destroy_srq).";
+    50 CreateAh => HandleReply, "Make an address handle for datagrams (ibv_create_ah).";
+    51 DestroyAh => Empty, "Drop an address handle (ibv_destroy_ah).";
+    55 AllocMw => MrReply, "Make a memory window of type 2, not bound yet (ibv_alloc_mw).";
+    56 DeallocMw => Empty, "Drop a memory window; its key stops working (ibv_dealloc_mw).";
     60 CmCreateId => HandleReply, "Make a connection identifier (rdma_create_id).";
     61 CmDestroyId => Empty, "Drop a connection identifier; it disconnects first (rdma_destroy_id).";
     62 CmBindAddr => CmAddr, "Give an identifier a local address and port, 0 for any (rdma_bind_addr).";
@@ -181,6 +197,103 @@ body! {
         port: u32,
         /// Index in the port's table.
         index: u32,
+    }
+}
+body! {
+    /// Ask for a P_Key.
+    QueryPkey {
+        /// Port, from 1.
+        port: u32,
+        /// Index in the port's table.
+        index: u32,
+    }
+}
+body! {
+    /// A P_Key.
+    PkeyReply {
+        /// 0xffff is the default partition, full member.
+        pkey: u32,
+        /// 0.
+        reserved: u32,
+    }
+}
+body! {
+    /// Ask for [`Counters`].
+    QueryCounters {
+        /// [`CounterScope`].
+        scope: u32,
+        /// QP handle for [`CounterScope::Qp`].
+        handle: u32,
+    }
+}
+body! {
+    /// What happened since the device, the user or the QP was made. Packets are those on the wire; what stays in memory
+    /// on one host has none and shows in `work_requests`, `bytes` and `rnr_waits`.
+    Counters {
+        /// Send work requests completed, with success or not.
+        work_requests: u64,
+        /// Payload bytes of messages moved.
+        bytes: u64,
+        /// Work requests that ended in an error.
+        errors: u64,
+        /// Times that a work request on this host waited for a receive.
+        rnr_waits: u64,
+        /// Packets sent.
+        tx_packets: u64,
+        /// Bytes sent, from BTH to ICRC.
+        tx_bytes: u64,
+        /// Packets received that belong here.
+        rx_packets: u64,
+        /// Bytes received, from BTH to ICRC.
+        rx_bytes: u64,
+        /// Request packets sent again.
+        retransmissions: u64,
+        /// Times that an ACK did not come in time.
+        timeouts: u64,
+        /// Packets that the carrier could not take.
+        tx_dropped: u64,
+        /// Request packets received again.
+        duplicates: u64,
+        /// Responses outside what was outstanding (ghost ACKs).
+        ghosts: u64,
+        /// RNR NAKs sent.
+        rnr_naks_sent: u64,
+        /// RNR NAKs received.
+        rnr_naks_received: u64,
+        /// PSN sequence NAKs sent.
+        sequence_naks_sent: u64,
+        /// PSN sequence NAKs received.
+        sequence_naks_received: u64,
+        /// Invalid-request NAKs sent.
+        invalid_naks_sent: u64,
+        /// Invalid-request NAKs received.
+        invalid_naks_received: u64,
+        /// Remote-access NAKs sent.
+        access_naks_sent: u64,
+        /// Remote-access NAKs received.
+        access_naks_received: u64,
+        /// Remote-operational NAKs sent.
+        operational_naks_sent: u64,
+        /// Remote-operational NAKs received.
+        operational_naks_received: u64,
+        /// Packets whose ICRC was wrong.
+        icrc_errors: u64,
+        /// Packets too short, too long or with nonsense in their headers.
+        drops_malformed: u64,
+        /// Packets for a QP that does not exist.
+        drops_no_qp: u64,
+        /// Packets that the QP's type or state does not take.
+        drops_state: u64,
+        /// Packets from an address that is not the QP's peer.
+        drops_source: u64,
+        /// Packets of a partition that the QP is not in.
+        drops_pkey: u64,
+        /// Datagrams with a wrong Q_Key.
+        drops_qkey: u64,
+        /// Datagrams and unreliable messages without a receive, or longer than it.
+        drops_receive: u64,
+        /// Unreliable packets out of order.
+        drops_order: u64,
     }
 }
 body! {
@@ -293,6 +406,120 @@ body! {
     }
 }
 body! {
+    /// Change an MR.
+    ReregMr {
+        /// Its handle.
+        mr: u32,
+        /// What changes: [`rereg`].
+        flags: u32,
+        /// The new PD.
+        pd: u32,
+        /// The new [`crate::types::Access`].
+        access: u32,
+        /// As in [`RegMr`].
+        iova: u64,
+        /// As in [`RegMr`].
+        ram_offset: u64,
+        /// As in [`RegMr`].
+        len: u64,
+    }
+}
+body! {
+    /// Make a memory window.
+    AllocMw {
+        /// PD.
+        pd: u32,
+        /// 2 (enum ibv_mw_type).
+        mw_type: u32,
+    }
+}
+body! {
+    /// Drop a memory window.
+    DeallocMw {
+        /// Its handle.
+        mw: u32,
+    }
+}
+body! {
+    /// Make an address handle, as `struct ibv_ah_attr`.
+    CreateAh {
+        /// PD.
+        pd: u32,
+        /// Port; 1.
+        port_num: u32,
+        /// Destination GID.
+        dest_gid: [u8; 16],
+        /// Index of the GID to send from; 0.
+        sgid_index: u32,
+        /// Traffic class (DSCP and ECN).
+        traffic_class: u32,
+        /// Hop limit; 0 takes the device's.
+        hop_limit: u32,
+        /// Flow label, 20 bits.
+        flow_label: u32,
+    }
+}
+body! {
+    /// Drop an address handle.
+    DestroyAh {
+        /// Its handle.
+        ah: u32,
+    }
+}
+body! {
+    /// Make an SRQ.
+    CreateSrq {
+        /// PD.
+        pd: u32,
+        /// log2 of the ring's slots.
+        log2: u32,
+        /// RAM offset of the ring, as a receive ring of a QP.
+        ring: u64,
+        /// RAM offset of the control line: 64 bytes, zeroed, aligned. Word 0: receives ever posted, modulo 2^32.
+        ctrl: u64,
+        /// Receive stride in bytes; [`crate::queue::RECV_STRIDES`].
+        stride: u32,
+        /// 0.
+        reserved: u32,
+    }
+}
+body! {
+    /// Arm the limit.
+    ModifySrq {
+        /// Its handle.
+        srq: u32,
+        /// An event is raised, once, when fewer receives than this are posted; 0 disarms.
+        limit: u32,
+    }
+}
+body! {
+    /// Ask for [`SrqAttr`].
+    QuerySrq {
+        /// Its handle.
+        srq: u32,
+    }
+}
+body! {
+    /// Attributes of an SRQ, as `struct ibv_srq_attr`.
+    SrqAttr {
+        /// Slots of its ring.
+        max_wr: u32,
+        /// SGEs of a receive.
+        max_sge: u32,
+        /// The armed limit; 0 when it is not armed.
+        limit: u32,
+        /// 0.
+        reserved: u32,
+    }
+}
+body! {
+    /// Drop an SRQ.
+    DestroySrq {
+        /// Its handle.
+        srq: u32,
+    }
+}
+body! {
     /// Make a CQ.
     CreateCq {
         /// RAM offset of the ring: 64-byte entries, zeroed, 64-byte aligned.
@@ -310,6 +537,18 @@ body! {
     DestroyCq {
         /// Its handle.
         cq: u32,
+    }
+}
+body! {
+    /// Resize a CQ. The user publishes its consumer index in the control line before, and polls no more until the reply:
+    /// entry `i` of those not polled is then at position `i` of the new ring, whose later positions are zeroed.
+    ResizeCq {
+        /// Its handle.
+        cq: u32,
+        /// log2 of the new ring's entries.
+        log2: u32,
+        /// RAM offset of the new ring, as in [`CreateCq`].
+        ring: u64,
     }
 }
 body! {
@@ -389,8 +628,12 @@ body! {
         dest_gid: [u8; 16],
         /// Traffic class (DSCP and ECN).
         traffic_class: u32,
-        /// Hop limit.
+        /// Hop limit; 0 takes the device's.
         hop_limit: u32,
+        /// Flow label, 20 bits.
+        flow_label: u32,
+        /// Index of the GID to send from; 0.
+        sgid_index: u32,
     }
 }
 body! {
@@ -420,7 +663,12 @@ body! {
 }
 body! {
     /// Make an identifier.
-    CmCreateId {}
+    CmCreateId {
+        /// [`PortSpace`].
+        port_space: u32,
+        /// 0.
+        reserved: u32,
+    }
 }
 body! {
     /// Drop an identifier.
@@ -499,6 +747,14 @@ body! {
         retry_count: u8,
         /// Retries on RNR.
         rnr_retry_count: u8,
+        /// Q_Key of the datagram QP ([`PortSpace::Udp`]); 0 otherwise.
+        qkey: u32,
+        /// Path MTU, bytes: 256 to 4096. With `CmConnect` the most that is wanted, 0 for what the port has; with an event what
+        /// the connection has. The accepting side does not choose it.
+        path_mtu: u32,
+        /// ACK timeout, a 5-bit code (4.096 us x 2^code). Chosen by the connecting side (0: the host's choice), and with an
+        /// event what the connection has.
+        ack_timeout: u32,
         /// Bytes of private data.
         private_len: u32,
         /// Private data.
@@ -570,6 +826,65 @@ body! {
     }
 }
 
+/// What [`QueryCounters`] counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum CounterScope {
+    /// The whole device, all users.
+    Device = 0,
+    /// This user.
+    User = 1,
+    /// One QP of this user.
+    Qp = 2,
+}
+
+impl CounterScope {
+    /// The scope a number stands for, if any.
+    #[must_use]
+    pub const fn from_u32(v: u32) -> Option<Self> {
+        Some(match v {
+            0 => Self::Device,
+            1 => Self::User,
+            2 => Self::Qp,
+            _ => return None,
+        })
+    }
+}
+
+/// Flags of [`ReregMr`], numbered as `enum ibv_rereg_mr_flags`.
+pub mod rereg {
+    /// `iova`, `ram_offset` and `len` change.
+    pub const TRANSLATION: u32 = 1 << 0;
+    /// `pd` changes.
+    pub const PD: u32 = 1 << 1;
+    /// `access` changes.
+    pub const ACCESS: u32 = 1 << 2;
+    /// All of them.
+    pub const ALL: u32 = TRANSLATION | PD | ACCESS;
+}
+
+/// Port spaces, numbered as `enum rdma_port_space`: a port is known by its space and number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum PortSpace {
+    /// Reliable connections.
+    Tcp = 0x0106,
+    /// Datagrams, found by service ID resolution (SIDR).
+    Udp = 0x0111,
+}
+
+impl PortSpace {
+    /// The space a number stands for, if any.
+    #[must_use]
+    pub const fn from_u32(v: u32) -> Option<Self> {
+        Some(match v {
+            0x0106 => Self::Tcp,
+            0x0111 => Self::Udp,
+            _ => return None,
+        })
+    }
+}
+
 /// Event kinds, numbered as `enum rdma_cm_event_type`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
@@ -631,6 +946,9 @@ impl CmParam {
         initiator_depth: 0,
         retry_count: 0,
         rnr_retry_count: 0,
+        qkey: 0,
+        path_mtu: 0,
+        ack_timeout: 0,
         private_len: 0,
         private: [0; PRIVATE_LEN],
     };
@@ -658,5 +976,7 @@ impl QpAttr {
         dest_gid: [0; 16],
         traffic_class: 0,
         hop_limit: 0,
+        flow_label: 0,
+        sgid_index: 0,
     };
 }

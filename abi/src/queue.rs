@@ -18,6 +18,10 @@
 //! | 6 | 0 | swap or addend | 0 |
 //! | 7 | sequence number, 0 | | |
 //!
+//! LOCAL_INV and SEND_INV have the key to invalidate in word 0's high half. BIND_MW has there the window's new key (the old
+//! one's index, another low byte), the new [`crate::types::Access`] in word 2, the window's present key in word 3, the first address and the
+//! region's lkey in words 4 and 5 (the SGE's length 0), and the length in bytes in word 6; length 0 unbinds.
+//!
 //! With [`flags::INLINE`], words 4 to 6 hold the first 24 bytes of data. Extension slots carry 7 words (three
 //! SGEs in six of them, or 56 bytes of inline data, or the compare operand in word 0) and a stamp in word 7:
 //! their own position's sequence number.
@@ -34,8 +38,8 @@
 //! | 0 | `wr_id` |
 //! | 1 | status, opcode, flags, syndrome (8 bits each), then QPN |
 //! | 2 | byte count, then immediate or invalidated rkey |
-//! | 3 to 6 | up to 32 bytes of payload ([`cqe_flags::DATA`]); for UD word 3 is the source QPN |
-//! | 7 | sequence number, then position of the work request in its queue modulo 2^16, QP's doorbell index |
+//! | 3 to 6 | up to 32 bytes of payload ([`cqe_flags::DATA`]); for UD word 3 is the source QPN and no payload |
+//! | 7 | sequence number, then position of the work request in its queue (for receives of an SRQ: in that) modulo 2^16, QP's doorbell index |
 //!
 //! A CQ has a control line: word 0 consumer index (how many entries were ever polled, modulo 2^32, published now and
 //! then), word 1 the arm word ([`arm`]).

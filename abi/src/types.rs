@@ -279,6 +279,13 @@ reasons! {
     QpInUseByCm = 28, "another connection identifier owns this QP";
     BadGid = 29, "no such GID or port on this device";
     Overflow = 30, "address plus length overflows";
+    BadMwType = 31, "only memory windows of type 2 exist";
+    WindowsBound = 32, "memory windows are bound to the region: unbind or drop them first";
+    BadFlags = 33, "unknown or empty flags";
+    RingTooSmall = 34, "the new ring has less room than entries wait";
+    BadPortSpace = 35, "unknown port space, or not one for this call";
+    NoRoute = 36, "no route to that address from this device's: see --listen and the host's routes";
+    MwBindForbidden = 37, "windows cannot be bound with that access or to that region";
 }
 
 /// A control verb's failure: the errno that ibverbs would give, and why.

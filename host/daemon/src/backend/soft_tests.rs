@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hyv_abi::control::{
     AllocPd, CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDisconnect, CmEstablish, CmEventKind,
     CmListen, CmParam, CmResolveAddr, CmResolveRoute, CreateCq, CreateQp, DeallocPd, DeregMr,
-    DestroyCq, DestroyQp, Empty, ModifyQp, QpAttr, QueryDevice, QueryGid, QueryPort, QueryQp,
-    RegMr, Verb,
+    DestroyCq, DestroyQp, Empty, ModifyQp, PortSpace, QpAttr, QueryDevice, QueryGid, QueryPort,
+    QueryQp, RegMr, Verb,
 };
 use hyv_abi::types::{Access, Errno, QpAttrMask, QpState, QpType, Reason, VerbError};
 use hyv_rnic::thread::Kicks;
@@ -30,6 +30,8 @@ fn host() -> Backend {
         clock: Box::new(crate::sys::clock::monotonic_ns),
         gid: GID,
         node_guid: 42,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     let rnic = SoftRnic::new(EngineCell::new(Engine::new(config)), Kicks::new().unwrap());
     Backend::spawn(BackendConfig::default(), Arc::new(rnic)).unwrap()
@@ -471,7 +473,13 @@ fn met() -> Met {
     let (server_key, mut b) = user(&host);
     let (_, _, a_qp, a_qpn) = objects(&mut a);
     let (_, _, b_qp, b_qpn) = objects(&mut b);
-    let listener = b.call(CmCreateId {}).unwrap().handle;
+    let listener = b
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     b.call(CmBindAddr {
         id: listener,
         port: 18_515,
@@ -483,7 +491,13 @@ fn met() -> Met {
         backlog: 1,
     })
     .unwrap();
-    let id = a.call(CmCreateId {}).unwrap().handle;
+    let id = a
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     a.call(CmResolveAddr {
         id,
         port: 18_515,
@@ -553,7 +567,13 @@ fn a_user_that_dies_takes_its_peers_queue_pair_to_error_and_leaves_nothing() {
         Errno::NoEnt,
         Reason::BadHandle,
     );
-    let id = next.call(CmCreateId {}).unwrap().handle;
+    let id = next
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     next.call(CmBindAddr {
         id,
         port: 18_515,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hyv_abi::control::{
     AllocPd, CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect, CmEstablish,
     CmEventKind, CmListen, CmParam, CmResolveAddr, CmResolveRoute, CreateQp, DeallocPd, DestroyQp,
-    Empty, MAX_REPLY, MAX_REQUEST, QueryDevice, QueryGid, QueryPort, REPLY_HEADER_LEN,
+    Empty, MAX_REPLY, MAX_REQUEST, PortSpace, QueryDevice, QueryGid, QueryPort, REPLY_HEADER_LEN,
     RequestHeader, VERBS,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
@@ -406,11 +406,28 @@ fn quotas_of_the_provider_and_of_identifiers_come_through() {
     }
     assert_eq!(d.call(AllocPd {}), full);
     let ids: Vec<u32> = (0..5)
-        .map(|_| d.call(CmCreateId {}).unwrap().handle)
+        .map(|_| {
+            d.call(CmCreateId {
+                port_space: PortSpace::Tcp as u32,
+                reserved: 0,
+            })
+            .unwrap()
+            .handle
+        })
         .collect();
-    assert_eq!(d.call(CmCreateId {}), full);
+    assert_eq!(
+        d.call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0
+        }),
+        full
+    );
     d.call(CmDestroyId { id: ids[0] }).unwrap();
-    d.call(CmCreateId {}).unwrap();
+    d.call(CmCreateId {
+        port_space: PortSpace::Tcp as u32,
+        reserved: 0,
+    })
+    .unwrap();
     let _more: Vec<_> = (1..FAKE_USERS).map(|_| host.user("x")).collect();
     let e = host.backend.add_internal("late", RAM).unwrap_err();
     assert!(matches!(e, BackendError::Refused { .. }), "{e}");
@@ -438,7 +455,13 @@ fn with_qpn(qpn: u32) -> CmParam {
 
 /// Listener in `b`, request of `a` fetched by `b`: (client's id, server's id).
 fn requested(a: &mut Driver, b: &mut Driver, qpn: u32) -> (u32, u32) {
-    let listener = b.call(CmCreateId {}).unwrap().handle;
+    let listener = b
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     let addr = b
         .call(CmBindAddr {
             id: listener,
@@ -451,7 +474,13 @@ fn requested(a: &mut Driver, b: &mut Driver, qpn: u32) -> (u32, u32) {
         backlog: 2,
     })
     .unwrap();
-    let id = a.call(CmCreateId {}).unwrap().handle;
+    let id = a
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     a.call(CmResolveAddr {
         id,
         port: addr.port,
@@ -596,7 +625,13 @@ fn replies_wake_only_who_wants_it() {
     }
     assert_eq!(d.wake.wait(Some(Duration::from_millis(20))).unwrap(), 0);
     // What is no reply wakes all the same.
-    let id = d.call(CmCreateId {}).unwrap().handle;
+    let id = d
+        .call(CmCreateId {
+            port_space: PortSpace::Tcp as u32,
+            reserved: 0,
+        })
+        .unwrap()
+        .handle;
     d.call(CmResolveAddr {
         id,
         port: 1,
