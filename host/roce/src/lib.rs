@@ -10,4 +10,5 @@ pub mod icrc;
 pub mod limits;
 pub mod mad;
 pub mod pcap;
+pub mod transport;
 pub mod wire;

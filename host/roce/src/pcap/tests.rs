@@ -2,8 +2,11 @@ use alloc::{vec, vec::Vec};
 
 use super::*;
 
-/// All records of a file, as (time, link, original length, bytes); fed in pieces of `piece` bytes.
-fn read(file: &[u8], piece: usize) -> Result<Vec<(u64, LinkType, usize, Vec<u8>)>, FileError> {
+/// All records of a file, as (time, link, original length, bytes).
+type Read = Result<Vec<(u64, LinkType, usize, Vec<u8>)>, FileError>;
+
+/// Fed in pieces of `piece` bytes.
+fn read(file: &[u8], piece: usize) -> Read {
     let mut decoder = Decoder::new();
     let mut records = vec![];
     let (mut at, mut have) = (0, 0);
