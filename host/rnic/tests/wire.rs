@@ -66,7 +66,7 @@ fn every_verb(seed: u64, faults: Faults, ops: usize, most: u64) {
     // The peer: READs go to its upper half, the rest below; atomics to the last word.
     let theirs = rng.bytes(LEN as usize);
     p.b.fill(0, &theirs);
-    let mut model = theirs.clone();
+    let mut model = theirs;
     let mut wants = Vec::new();
     let mut receives = Vec::new();
     let (half, word) = (LEN / 2, LEN - 8);
