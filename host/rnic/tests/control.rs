@@ -744,7 +744,7 @@ fn attributes_out_of_range() {
     let mut a = good_attr(QpState::Rtr, peer);
     a.dest_gid = [9; 16];
     let r = q.modify(&mut w.e, RTR, a);
-    refused("GID", r, Errno::HostUnreach, Reason::BadGid);
+    refused("GID", r, Errno::HostUnreach, Reason::NoRoute);
     for bit in 21..32 {
         let m = ModifyQp {
             qp: q.handle,
