@@ -14,6 +14,7 @@ use crate::limits::{
 };
 use crate::mem::{Bytes, Watch};
 use crate::objects::{Cq, Qp, User, Wait, WaitFor, Wr};
+use crate::recv::{RecvFrom, RecvWr, Srq};
 
 const _: () = assert!(INLINE_EXT == 56);
 
@@ -59,6 +60,7 @@ pub struct Engine {
     pub(crate) qps: Vec<Option<Box<Qp>>>,
     pub(crate) free_qps: Vec<usize>,
     pub(crate) cqs: Vec<Option<Cq>>,
+    pub(crate) srqs: Vec<Option<Srq>>,
     pub(crate) generation: u32,
     pub(crate) qpn_generation: u8,
     pub(crate) dozing: bool,
@@ -69,6 +71,8 @@ pub struct Engine {
     pub(crate) counters: Counters,
     pub(crate) src: Vec<Bytes>,
     pub(crate) dst: Vec<Bytes>,
+    /// Where the next receive is copied to: no allocation per message.
+    pub(crate) spare_recv: Option<Box<RecvWr>>,
     hot: Vec<Hot>,
     backlog: VecDeque<usize>,
     waiting: Vec<usize>,
@@ -102,6 +106,7 @@ impl Engine {
             qps: (0..crate::limits::FIRST_QP_SLOT).map(|_| None).collect(),
             free_qps: Vec::new(),
             cqs: Vec::new(),
+            srqs: Vec::new(),
             generation: 0,
             qpn_generation: 0,
             dozing: false,
@@ -110,6 +115,7 @@ impl Engine {
             counters: Counters::default(),
             src: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
             dst: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
+            spare_recv: None,
             hot: Vec::with_capacity(HOT_SET),
             backlog: VecDeque::new(),
             waiting: Vec::new(),
@@ -503,6 +509,7 @@ impl Engine {
             summary::QP_REQUEST_ERROR => &events.qp_request_error,
             summary::QP_ACCESS_ERROR => &events.qp_access_error,
             summary::QP_COMM_ESTABLISHED => &events.qp_comm_established,
+            summary::QP_LAST_WQE => &events.qp_last_wqe,
             _ => &events.qp_fatal,
         };
         words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
@@ -514,12 +521,16 @@ impl Engine {
     pub(crate) fn set_error(&mut self, slot: usize) {
         self.forget(slot);
         let qp = self.qp_mut(slot);
-        qp.state = QpState::Err;
+        let before = std::mem::replace(&mut qp.state, QpState::Err);
         qp.wait = None;
         qp.current = None;
         let until = (self.config.clock)() + ERROR_WATCH_NS;
         self.errored.push((slot, until));
         self.flush(slot);
+        if before != QpState::Err && matches!(self.qp(slot).recv, RecvFrom::Shared(_)) {
+            // It takes no more of them (IBA 1.4, 11.6.3.3).
+            self.raise(slot, summary::QP_LAST_WQE);
+        }
     }
 
     /// Raises the completion events of this turn. Must follow every change outside [`Engine::poll`].

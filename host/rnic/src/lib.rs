@@ -8,6 +8,7 @@
 //! | [`table`] | objects with generation-checked handles |
 //! | [`state`] | the QP state machine and its attribute masks |
 //! | `objects` | users, PDs, MRs, CQs, QPs |
+//! | `recv` | receive rings, own and shared, and what a QP has taken of them |
 //! | `verbs` | control verbs on them |
 //! | `engine` | the poll loop: hot set, doorbells, timers |
 //! | `exec` | executing one work request between two QPs of this host |
@@ -22,6 +23,7 @@ mod exec;
 pub mod limits;
 pub mod mem;
 mod objects;
+mod recv;
 pub mod state;
 pub mod table;
 pub mod thread;

@@ -7,5 +7,8 @@ extern crate alloc;
 
 pub mod carrier;
 pub mod icrc;
+pub mod limits;
 pub mod mad;
+pub mod pcap;
+pub mod transport;
 pub mod wire;
