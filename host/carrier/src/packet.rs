@@ -23,7 +23,7 @@ use crate::sys::ring::{
     Frame, Ring, VNET_BYTES, VNET_GSO_ECN, VNET_GSO_NONE, VNET_GSO_UDP_L4, VNET_NEEDS_CSUM,
 };
 use crate::sys::socket::{RawAddr, Socket};
-use crate::udp::{bind_roce_port, header_bytes, judge};
+use crate::udp::{Senders, bind_roce_port, header_bytes, judge};
 use crate::{Counters, Info, Kind, Options};
 
 /// Bytes in front of the payload at most: virtio-net, Ethernet, IPv6 and UDP headers.
@@ -39,7 +39,9 @@ pub struct PacketCarrier {
     /// That of the interface, and one of `lo` for peers on this machine.
     rings: Vec<Ring>,
     sender: Socket,
-    loopback: u32,
+    /// For peers on this machine: its stack does not take a frame with one of its own addresses as source, as a packet socket
+    /// would send it through `lo`.
+    local_senders: Senders,
     link: LinkState,
     hops: NextHops<Live>,
     /// Looks that found nothing, since the sockets were last asked for errors.
@@ -79,6 +81,7 @@ impl PacketCarrier {
             let slots = options.ring_slots.min(limits::LOOPBACK_SLOTS);
             rings.push(open_ring(&own, loopback, slots)?);
         }
+        let local_senders = Senders::bind(&own)?;
         let counters = Arc::new(Counters::default());
         let sizes: Vec<String> = rings.iter().map(|ring| ring.slots().to_string()).collect();
         let fds: std::io::Result<Vec<_>> = rings.iter().map(|ring| ring.socket().dup()).collect();
@@ -93,7 +96,7 @@ impl PacketCarrier {
                 sizes.join(" + "),
                 limits::SLOT_BYTES >> 10
             ),
-            source_ports: (limits::FIRST_SOURCE_PORT, limits::SOURCE_PORTS),
+            source_ports: local_senders.ports(),
             wait_fds: fds.map_err(OpenError::system("duplicating a descriptor"))?,
             note: None,
             counters: counters.clone(),
@@ -102,7 +105,7 @@ impl PacketCarrier {
             gid: gid_of(own.ip),
             rings,
             sender,
-            loopback,
+            local_senders,
             link: LinkState::new(netlink()?, &own.link),
             hops: NextHops::new(Live::new(first, own.clone(), loopback, guard)),
             idle: 0,
@@ -405,11 +408,11 @@ impl Carrier for PacketCarrier {
 
     fn burst(&self, _: &Flow) -> (usize, usize) {
         let bytes = limits::SUPERFRAME - header_bytes(self.own.ip);
-        (limits::BURST_SEGMENTS, bytes)
+        (self.local_senders.segments(), bytes)
     }
 
     fn source_ports(&self) -> (u16, u16) {
-        (limits::FIRST_SOURCE_PORT, limits::SOURCE_PORTS)
+        self.local_senders.ports()
     }
 
     fn ident(&self, index: usize) -> u16 {
@@ -420,9 +423,7 @@ impl Carrier for PacketCarrier {
     fn send(&mut self, flow: &Flow, segment_len: usize, payloads: &[u8]) -> Sent {
         let v4 = self.own.ip.is_ipv4();
         if v4 != ip::mapped_v4(&flow.dst).is_some() || payloads.is_empty() || segment_len == 0 {
-            return self
-                .counters
-                .lost("an empty burst, or one to another family");
+            return self.counters.failed(Sent::Lost);
         }
         let link = self.link.get();
         let segments = payloads.len().div_ceil(segment_len);
@@ -432,30 +433,32 @@ impl Carrier for PacketCarrier {
             || segments > most
             || payloads.len() > most_bytes
         {
-            return self
-                .counters
-                .lost("packets or a burst too large for the link");
+            return self.counters.failed(Sent::Lost);
         }
-        let hop = match self.hops.resolve(&flow.dst, Instant::now()) {
-            Resolved::To(hop) => hop,
+        let mac = match self.hops.resolve(&flow.dst, Instant::now()) {
+            Resolved::Here => {
+                let sent = self
+                    .local_senders
+                    .send(flow, segment_len, payloads, link.mtu);
+                return match sent {
+                    Sent::All => self.counters.sent(segments, payloads.len()),
+                    how => self.counters.failed(how),
+                };
+            }
+            Resolved::To(mac) => mac,
             Resolved::Wait => return self.counters.failed(Sent::Busy),
             Resolved::Nowhere => return self.counters.failed(Sent::Lost),
-        };
-        let (interface, from) = if hop.local {
-            (self.loopback, [0; 6])
-        } else {
-            (self.own.link.index, link.mac)
         };
         let mut headers = [0; HEADERS];
         let len = write_headers(
             &mut headers,
-            (from, hop.mac),
+            (link.mac, mac),
             (&self.gid, &flow.dst),
             flow,
             (segments > 1).then_some(segment_len),
             payloads.len(),
         );
-        let to = RawAddr::link(interface, ethertype(self.own.ip));
+        let to = RawAddr::link(self.own.link.index, ethertype(self.own.ip));
         let parts = [IoSlice::new(&headers[..len]), IoSlice::new(payloads)];
         match self.sender.send(Some(&to), &parts, &Default::default()) {
             Ok(_) => self.counters.sent(segments, payloads.len()),

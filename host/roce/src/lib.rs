@@ -9,5 +9,6 @@ pub mod carrier;
 pub mod icrc;
 pub mod limits;
 pub mod mad;
+pub mod pcap;
 pub mod transport;
 pub mod wire;
