@@ -78,6 +78,8 @@ impl Instance {
             clock: Box::new(clock::monotonic_ns),
             gid: LOCAL_GID,
             node_guid: NODE_GUID,
+            carrier: None,
+            mad_bell: Box::new(|| {}),
         }));
         let kicks = Kicks::new().map_err(InstanceError::Engine)?;
         let cpus = config.engine_cpus;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hyv_abi::control::QpAttr;
+use hyv_abi::control::{Counters, QpAttr};
 use hyv_abi::queue::{
     Cqe, INLINE_EXT, MAX_INLINE, MAX_SEND_SGE, SLOT_WORDS, SendHead, Sge, arm, seq,
 };
@@ -13,6 +13,7 @@ use crate::Wake;
 use crate::mem::{Bytes, UserMemory, Words};
 use crate::recv::{RecvFrom, RecvWr};
 use crate::table::Table;
+use crate::wire::WireQp;
 
 /// Names a user of the engine; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -35,6 +36,8 @@ pub(crate) struct User {
     pub srqs: Table<usize>,
     pub mr_bytes: u64,
     pub max_mr_bytes: u64,
+    /// Of its QPs that are gone.
+    pub past: Counters,
 }
 
 /// A protection domain: only how many objects use it.
@@ -168,6 +171,9 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
+    /// Its peer is on another host.
+    pub wire: Option<Box<WireQp>>,
+    pub counters: Counters,
 }
 
 impl Qp {

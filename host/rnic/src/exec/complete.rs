@@ -10,7 +10,7 @@ use crate::objects::Wr;
 use crate::recv::{RecvFrom, RecvWr};
 
 /// How a receive ended: what its completion says.
-pub(super) struct Arrived {
+pub(crate) struct Arrived {
     pub status: WcStatus,
     pub opcode: WcOpcode,
     /// Of the completion.
@@ -22,12 +22,12 @@ pub(super) struct Arrived {
 
 impl Engine {
     #[inline]
-    pub(super) fn signaled(&self, slot: usize, wr: &Wr) -> bool {
+    pub(crate) fn signaled(&self, slot: usize, wr: &Wr) -> bool {
         wr.head.flags & flags::SIGNALED != 0 || self.qp(slot).sig_all
     }
 
     #[inline]
-    pub(super) fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
+    pub(crate) fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
         if self.signaled(slot, wr) {
             let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
             self.complete_send(
@@ -46,8 +46,9 @@ impl Engine {
     #[cold]
     pub(crate) fn complete_error(&mut self, slot: usize, wr: &Wr, status: WcStatus) -> Step {
         let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
-        self.counters.errors += 1;
-        self.counters.work_requests += 1;
+        let counters = &mut self.qp_mut(slot).counters;
+        counters.errors += 1;
+        counters.work_requests += 1;
         self.complete_send(slot, wr.head.wr_id, wr.index, status, opcode, 0, None);
         let qp = self.qp_mut(slot);
         qp.sq_head = wr.index.wrapping_add(u32::from(wr.head.slots));
@@ -57,7 +58,7 @@ impl Engine {
 
     /// Completes a receive with an error.
     #[cold]
-    pub(super) fn fail_recv(&mut self, slot: usize, recv: Box<RecvWr>, status: WcStatus) {
+    pub(crate) fn fail_recv(&mut self, slot: usize, recv: Box<RecvWr>, status: WcStatus) {
         let failed = Arrived {
             status,
             opcode: WcOpcode::Recv,
@@ -71,7 +72,7 @@ impl Engine {
 
     /// Completes a receive that was taken.
     #[inline]
-    pub(super) fn complete_recv(
+    pub(crate) fn complete_recv(
         &mut self,
         slot: usize,
         recv: Box<RecvWr>,

@@ -14,7 +14,7 @@ use crate::mem::Bytes;
 use crate::objects::{User, WaitFor, Wr};
 use crate::recv::RecvWr;
 
-mod complete;
+pub(crate) mod complete;
 mod copy;
 
 /// What a responder finds wrong; decides both sides' statuses (IBA 1.4, table 60 and 61).
@@ -40,6 +40,7 @@ impl Engine {
             match self.find_qpn(qp.attr.dest_qp_num) {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
+                        && self.qp(p).wire.is_none()
                         && matches!(
                             self.qp(p).state,
                             QpState::Rtr | QpState::Rts | QpState::Sqd
@@ -66,7 +67,7 @@ impl Engine {
 
     /// A message reached a QP that may not send yet: the first one is worth an event.
     #[cold]
-    fn established(&mut self, slot: usize) {
+    pub(crate) fn established(&mut self, slot: usize) {
         let qp = self.qp_mut(slot);
         if !std::mem::replace(&mut qp.established, true) {
             self.raise(slot, summary::QP_COMM_ESTABLISHED);
@@ -269,7 +270,12 @@ impl Engine {
 
     /// Opens the local side into `self.src`; gives the message's length.
     #[inline]
-    fn open_local(&mut self, slot: usize, wr: &mut Wr, need: Access) -> Result<u64, WcStatus> {
+    pub(crate) fn open_local(
+        &mut self,
+        slot: usize,
+        wr: &mut Wr,
+        need: Access,
+    ) -> Result<u64, WcStatus> {
         self.src.clear();
         let mut total = 0u64;
         if wr.head.flags & flags::INLINE != 0 {
@@ -319,7 +325,7 @@ impl Engine {
     /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
     /// opcode (IBA 1.4, table 60), and comes before any look at the key.
     #[inline]
-    fn enabled(&self, peer: usize, need: Access) -> bool {
+    pub(crate) fn enabled(&self, peer: usize, need: Access) -> bool {
         self.qp(peer).attr.access & need.bits() != 0
     }
 

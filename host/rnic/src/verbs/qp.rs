@@ -85,6 +85,8 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
+            wire: None,
+            counters: crate::wire::zeroed(),
         }));
         self.cq_mut(send_cq).refs += 1;
         self.cq_mut(recv_cq).refs += 1;
@@ -107,6 +109,7 @@ impl Engine {
         let (ty, now) = (self.qp(slot).ty, self.qp(slot).state);
         let to = state::check(ty, now, mask, req.attr.state, req.attr.cur_state)?;
         let attr = self.merge(self.qp(slot).attr, mask, &req.attr)?;
+        self.check_path(slot, to, &attr)?;
         let qp = self.qp_mut(slot);
         qp.attr = attr;
         match to {
@@ -119,12 +122,14 @@ impl Engine {
                 }
                 (qp.current, qp.wait) = (None, None);
                 qp.established = false;
+                qp.wire = None;
                 self.return_recv(slot);
                 self.forget(slot);
             }
             QpState::Err => self.set_error(slot),
             _ => {
                 qp.state = to;
+                self.set_up_wire(slot, now);
                 if to == QpState::Rts {
                     self.activate(slot);
                 }
@@ -189,11 +194,12 @@ impl Engine {
             }
         }
         if mask.contains(M::AV) {
-            if !self.is_local(&new.dest_gid) {
-                return err(Errno::HostUnreach, Reason::BadGid);
+            if !self.is_local(&new.dest_gid) && !self.has_wire() {
+                return err(Errno::HostUnreach, Reason::NoRoute);
             }
-            (have.dest_gid, have.traffic_class, have.hop_limit) =
-                (new.dest_gid, new.traffic_class, new.hop_limit);
+            have.dest_gid = new.dest_gid;
+            (have.traffic_class, have.hop_limit) = (new.traffic_class, new.hop_limit);
+            have.flow_label = new.flow_label;
         }
         Ok(have)
     }
@@ -255,6 +261,8 @@ impl Engine {
             return;
         };
         self.free_qps.push(slot);
+        crate::wire::add(&mut self.past, &qp.counters);
+        crate::wire::add(&mut self.user_mut(qp.user).past, &qp.counters);
         self.cq_mut(qp.send_cq).refs -= 1;
         self.cq_mut(qp.recv_cq).refs -= 1;
         if let RecvFrom::Shared(srq) = qp.recv {

@@ -10,6 +10,7 @@
     reason = "the contract's names, for whichever file needs them"
 )]
 
+pub mod net;
 mod queues;
 
 use std::ptr::NonNull;
@@ -159,6 +160,8 @@ pub fn engine() -> (Engine, Clock) {
         clock: Box::new(move || time.load(Ordering::SeqCst)),
         gid: GID,
         node_guid: 0x1234,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     (Engine::new(config), clock)
 }

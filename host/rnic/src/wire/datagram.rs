@@ -1,0 +1,213 @@
+//! Unreliable datagrams, and QP 1: the datagrams of connection management.
+
+use std::collections::VecDeque;
+
+use hyv_abi::queue::{WcOpcode, WcStatus, cqe_flags};
+use hyv_roce::carrier::{Arrival, DEFAULT_HOP_LIMIT, Flow, Gid, Sent};
+use hyv_roce::icrc;
+use hyv_roce::transport::Psn;
+use hyv_roce::wire::grh::{self, Grh};
+use hyv_roce::wire::{Bth, Deth, Extension, Opcode, Repr};
+
+use super::{Wire, scatter};
+use crate::engine::Engine;
+use crate::exec::complete::Arrived;
+use crate::limits::MAX_MADS;
+
+/// Q_Key of QP 1 (IBA 1.4, 3.5.3.1).
+const GSI_QKEY: u32 = 0x8001_0000;
+/// Bytes of a MAD.
+const MAD_LEN: usize = 256;
+
+/// A datagram of connection management that arrived.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MadArrival {
+    /// Sender.
+    pub src: Gid,
+    /// Its QP.
+    pub src_qpn: u32,
+    /// The datagram.
+    pub mad: Box<[u8; MAD_LEN]>,
+}
+
+/// What QP 1 keeps.
+#[derive(Default)]
+pub(super) struct Mads {
+    arrived: VecDeque<MadArrival>,
+    leaving: VecDeque<(Gid, u32, Box<[u8; MAD_LEN]>)>,
+    psn: Psn,
+    /// The bell is to be rung.
+    pub bell: bool,
+}
+
+impl Mads {
+    /// Whether some wait to be sent.
+    pub fn waits(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+}
+
+impl Wire {
+    /// A packet to QP 1.
+    pub(super) fn take_mad(&mut self, a: &Arrival<'_>, repr: &Repr, payload: &[u8]) {
+        let Extension::Deth(deth) = repr.ext else {
+            self.counters.drops_state += 1;
+            return;
+        };
+        if deth.qkey != GSI_QKEY {
+            self.counters.drops_qkey += 1;
+            return;
+        }
+        let Ok(mad) = <[u8; MAD_LEN]>::try_from(payload) else {
+            self.counters.drops_malformed += 1;
+            return;
+        };
+        self.counters.rx_packets += 1;
+        self.counters.rx_bytes += a.payload.len() as u64;
+        if self.mads.arrived.len() == MAX_MADS {
+            self.mads.arrived.pop_front();
+            self.counters.drops_receive += 1;
+        }
+        self.mads.arrived.push_back(MadArrival {
+            src: a.src,
+            src_qpn: deth.src_qpn,
+            mad: Box::new(mad),
+        });
+        self.mads.bell = true;
+    }
+
+    /// Sends what waits, as far as the carrier takes it.
+    pub(super) fn send_mads(&mut self) {
+        while let Some((dst, qpn, mad)) = self.mads.leaving.pop_front() {
+            let flow = Flow {
+                dst,
+                src_port: self.carrier().source_ports().0,
+                traffic_class: 0,
+                hop_limit: DEFAULT_HOP_LIMIT,
+                flow_label: 0,
+            };
+            let mut repr = Repr {
+                bth: Bth::new(Opcode::UdSendOnly, qpn, self.mads.psn.get()),
+                ext: Extension::Deth(Deth {
+                    qkey: GSI_QKEY,
+                    reserved: 0,
+                    src_qpn: 1,
+                }),
+            };
+            let crc = icrc::Flow::new(&self.local, &dst, flow.src_port);
+            self.burst.begin((1, usize::MAX));
+            let ident = self.next_ident();
+            self.burst.append(&crc, ident, &mut repr, MAD_LEN, |out| {
+                out.copy_from_slice(&*mad)
+            });
+            let carrier = self.carrier.as_mut().expect("not handing packets over");
+            match self.burst.send(carrier.as_mut(), &flow) {
+                Sent::Busy => {
+                    self.mads.leaving.push_front((dst, qpn, mad));
+                    return;
+                }
+                Sent::All => {
+                    self.counters.tx_packets += 1;
+                    self.counters.tx_bytes += self.burst.used as u64;
+                }
+                Sent::Lost => self.counters.tx_dropped += 1,
+            }
+            self.mads.psn = self.mads.psn.add(1);
+        }
+    }
+}
+
+impl Engine {
+    /// Sends a datagram of connection management to a QP of another host, as QP 1 does. It may get lost, as any datagram.
+    /// Without a carrier it does.
+    pub fn send_mad(&mut self, dst: &Gid, dest_qpn: u32, mad: &[u8; MAD_LEN]) {
+        let Some(w) = self.wire.as_mut() else {
+            return;
+        };
+        if w.mads.leaving.len() == MAX_MADS {
+            w.counters.tx_dropped += 1;
+            return;
+        }
+        w.mads.leaving.push_back((*dst, dest_qpn, Box::new(*mad)));
+        w.send_mads();
+    }
+
+    /// The datagrams of connection management that have arrived since the last call.
+    pub fn take_mads(&mut self) -> Vec<MadArrival> {
+        match self.wire.as_mut() {
+            Some(w) => w.mads.arrived.drain(..).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// A datagram for a UD QP.
+    pub(super) fn datagram(&mut self, slot: usize, a: &Arrival<'_>, repr: &Repr, payload: &[u8]) {
+        let Some(deth) = repr.ext.deth() else {
+            self.qp_mut(slot).counters.drops_malformed += 1;
+            return;
+        };
+        if deth.qkey != self.qp(slot).attr.qkey {
+            self.qp_mut(slot).counters.drops_qkey += 1;
+            return;
+        }
+        let mut area = [0; grh::LEN];
+        Grh {
+            src: a.src,
+            dst: a.dst,
+            traffic_class: a.traffic_class,
+            flow_label: 0,
+            hop_limit: a.hop_limit,
+            ident: a.ident.unwrap_or(0),
+            packet_len: a.payload.len() as u16,
+        }
+        .emit(&mut area);
+        if !self.deliver_datagram(slot, &area, payload, deth.src_qpn, repr) {
+            self.qp_mut(slot).counters.drops_receive += 1;
+        }
+    }
+
+    /// Puts a datagram into the next receive; false if there is none that takes it.
+    fn deliver_datagram(
+        &mut self,
+        slot: usize,
+        area: &[u8; grh::LEN],
+        payload: &[u8],
+        src_qpn: u32,
+        repr: &Repr,
+    ) -> bool {
+        let Some(recv) = self.take_recv(slot) else {
+            return false;
+        };
+        let total = grh::LEN + payload.len();
+        match self.open_sges(slot, recv.pd, recv.sges(), u64::MAX) {
+            Ok(room) if room >= total as u64 => {}
+            Ok(_) => {
+                // It stays for the next.
+                self.qp_mut(slot).receiving = Some(recv);
+                return false;
+            }
+            Err(_) => {
+                self.fail_recv(slot, recv, WcStatus::LocProtErr);
+                return true;
+            }
+        }
+        scatter(area, &self.dst, 0);
+        scatter(payload, &self.dst, grh::LEN as u64);
+        let imm = repr.ext.imm();
+        let arrived = Arrived {
+            status: WcStatus::Success,
+            opcode: WcOpcode::Recv,
+            flags: cqe_flags::GRH
+                | if imm.is_some() {
+                    cqe_flags::WITH_IMM
+                } else {
+                    0
+                },
+            byte_len: total as u32,
+            imm: imm.unwrap_or(0),
+            data: [u64::from(src_qpn), 0, 0, 0],
+        };
+        self.complete_recv(slot, recv, &arrived, repr.bth.solicited);
+        true
+    }
+}
