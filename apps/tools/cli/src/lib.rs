@@ -4,10 +4,12 @@
 //! | --- | --- |
 //! | [`machine`] | a device with its guests and native agents, on chosen CPUs |
 //! | [`exchange`] | pingpong and rping, with the stock programs as peers |
+//! | [`pcap`] | checks captures of RoCEv2 |
 //! | [`perf`] | latency and bandwidth of each verb, guest beside native |
 
 pub mod exchange;
 pub mod machine;
+pub mod pcap;
 pub mod perf;
 
 use std::io::IsTerminal;
@@ -15,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// RDMA tools: measure verbs in a guest and on Linux.
+/// RDMA tools: measure verbs in a guest and on Linux, check captures.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -31,6 +33,9 @@ enum Command {
     Pingpong(exchange::PingpongArgs),
     /// Exchange messages with rping over RDMA CM
     Rping(exchange::RpingArgs),
+    /// Check captures of RoCEv2: every ICRC, every byte, every PSN
+    #[command(arg_required_else_help = true)]
+    Pcap(pcap::Args),
     /// What `perf` starts as the Linux process under measurement
     #[command(hide = true)]
     PerfAgent(perf::AgentArgs),
@@ -47,6 +52,7 @@ pub fn run() -> ExitCode {
         Command::Perf(args) => perf::run(&args),
         Command::Pingpong(args) => exchange::pingpong(&args),
         Command::Rping(args) => exchange::rping(&args),
+        Command::Pcap(args) => pcap::run(&args),
         Command::PerfAgent(args) => perf::agent(&args),
     };
     result.unwrap_or_else(|e| {
