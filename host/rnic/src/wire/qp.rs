@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use hyv_abi::control::QpAttr;
 use hyv_abi::queue::WcStatus;
-use hyv_abi::types::{QpState, QpType, ack_timeout_ns};
+use hyv_abi::types::{QpType, ack_timeout_ns};
 use hyv_roce::carrier::{DEFAULT_HOP_LIMIT, Flow, Gid};
 use hyv_roce::icrc;
 use hyv_roce::transport::{
@@ -126,9 +126,4 @@ pub(super) fn flow(attr: &QpAttr, src_port: u16) -> Flow {
         },
         flow_label: attr.flow_label & 0xf_ffff,
     }
-}
-
-/// Whether packets of requests may be taken in this state.
-pub(super) fn may_receive(state: QpState) -> bool {
-    matches!(state, QpState::Rtr | QpState::Rts | QpState::Sqd)
 }

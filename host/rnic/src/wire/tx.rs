@@ -10,9 +10,10 @@ use hyv_roce::wire::{
     Syndrome,
 };
 
-use super::qp::{Receiver, may_receive};
+use super::qp::Receiver;
 use super::{End, Wire, WireQp, gather};
 use crate::engine::Engine;
+use crate::exec::receives;
 use crate::limits::SLICE;
 use crate::objects::Wr;
 
@@ -34,7 +35,11 @@ impl Engine {
             self.flush(slot);
             return 0;
         }
-        if !may_receive(state) {
+        if state == QpState::Sqe {
+            self.flush_sends(slot);
+            return 0;
+        }
+        if !receives(state) {
             self.cool(slot);
             return 0;
         }
