@@ -247,6 +247,16 @@ enum End {
     Refused(u64),
 }
 
+impl End {
+    /// Work requests in flight that are complete before it matters, at most.
+    fn before(&self) -> usize {
+        match self {
+            End::Failed(index, _) => *index,
+            _ => usize::MAX,
+        }
+    }
+}
+
 impl Engine {
     /// Whether peers on other hosts can be reached.
     #[must_use]

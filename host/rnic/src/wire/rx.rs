@@ -104,7 +104,7 @@ impl Engine {
             self.request(slot, &mut q, &repr, packet.payload());
             End::Open
         };
-        self.settle(w, slot, &mut q, usize::MAX);
+        self.settle(w, slot, &mut q, end.before());
         if !std::mem::replace(&mut q.is_ready, true) {
             w.ready.push(slot);
         }

@@ -76,7 +76,7 @@ impl Engine {
             return 0;
         };
         let (moved, end) = f(self, &mut w, &mut q);
-        self.settle(&mut w, slot, &mut q, usize::MAX);
+        self.settle(&mut w, slot, &mut q, end.before());
         // Room for more, or nothing to fetch until an acknowledgement comes.
         let paused = q.stuck.is_some() || q.requester.as_ref().is_none_or(|r| !r.wants_message());
         self.qp_mut(slot).wire = Some(q);
@@ -90,7 +90,7 @@ impl Engine {
         moved
     }
 
-    /// Does what follows when a QP's packets were handled.
+    /// Does what follows when a QP's packets were handled and what is complete was popped.
     pub(super) fn end(&mut self, slot: usize, end: End) {
         match end {
             End::Open => {
@@ -106,12 +106,7 @@ impl Engine {
                     }
                 }
             }
-            End::Failed(index, status) => {
-                for _ in 0..index {
-                    self.complete_front(slot);
-                }
-                self.fail_front(slot, status);
-            }
+            End::Failed(_, status) => self.fail_front(slot, status),
             End::Refused(event) => self.fail(slot, event),
         }
     }
@@ -143,16 +138,6 @@ impl Engine {
             Err(status) => {
                 self.complete_error(slot, &wr, status);
             }
-        }
-    }
-
-    fn complete_front(&mut self, slot: usize) {
-        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
-            q.requester.as_mut()?.pop_completed();
-            q.wrs.pop_front()
-        });
-        if let Some(wr) = front {
-            self.complete_wire(slot, &wr);
         }
     }
 
