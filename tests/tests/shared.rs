@@ -20,6 +20,8 @@ fn launch(accelerator: Accelerator, words: &str, memory: u64) -> Qemu {
         memory,
         watchdog: None,
         spin_hint: 1,
+        net: None,
+        ips: Vec::new(),
     };
     Qemu::launch(&config, &qemu, &accel).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -1,77 +1,27 @@
 //! The HyV function on QEMU's `ivshmem-doorbell`: BAR 0 registers, BAR 1 MSI-X table, BAR 2 window.
 //!
-//! The firmware leaves BARs unassigned, so they get the addresses that the page tables already map. A
-//! configuration access
-//! is two port accesses of up to 50 us each: there are some twenty of them here, and no sizing of BARs.
+//! The firmware leaves BARs unassigned, so they get the addresses that the page tables already map, without sizing them.
 #![allow(unsafe_code, reason = "device registers are memory at fixed addresses")]
 
 use core::sync::atomic::{Ordering, fence};
 
 use hyv_abi::window::{PEER_GUEST, PEER_HOST, WAKE_VECTOR, Window};
 use pci_types::capability::PciCapability;
-use pci_types::{ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader};
+use pci_types::{EndpointHeader, PciHeader};
 
 use crate::function::Function;
-use crate::{layout, port};
+use crate::pci::{BAR, COMMAND, ConfigPorts, MEMORY_AND_MASTER, find, write};
+use crate::{layout, pci};
 
 /// Vendor 1af4, device 1110.
 const ID: u32 = 0x1110_1af4;
 /// Where hyv-host puts the function; looked at first.
 const USUAL_SLOT: u8 = 4;
 
-const COMMAND: u16 = 0x04;
-const BAR: u16 = 0x10;
-/// Memory decoding and bus mastering (an MSI is a write by the device).
-const MEMORY_AND_MASTER: u32 = 0x6;
-
 /// BAR 0: this guest's peer id.
 const REG_POSITION: u64 = 8;
 /// BAR 0: doorbell, `peer << 16 | vector`.
 const REG_DOORBELL: u64 = 12;
-
-/// Configuration space through ports CF8 and CFC.
-struct ConfigPorts;
-
-impl ConfigPorts {
-    fn select(address: PciAddress, offset: u16) {
-        let at = 0x8000_0000
-            | u32::from(address.bus()) << 16
-            | u32::from(address.device()) << 11
-            | u32::from(address.function()) << 8
-            | u32::from(offset & 0xfc);
-        port::write32(0xcf8, at);
-    }
-}
-
-impl ConfigRegionAccess for ConfigPorts {
-    unsafe fn read(&self, address: PciAddress, offset: u16) -> u32 {
-        Self::select(address, offset);
-        port::read32(0xcfc)
-    }
-
-    unsafe fn write(&self, address: PciAddress, offset: u16, value: u32) {
-        Self::select(address, offset);
-        port::write32(0xcfc, value);
-    }
-}
-
-fn read(address: PciAddress, offset: u16) -> u32 {
-    // SAFETY: reading the header of a function has no side effect; an absent one reads as all ones.
-    unsafe { ConfigPorts.read(address, offset) }
-}
-
-fn write(address: PciAddress, offset: u16, value: u32) {
-    // SAFETY: called for the ivshmem function's BARs and command register only, with addresses in
-    // the PCI hole that nothing else uses.
-    unsafe { ConfigPorts.write(address, offset, value) };
-}
-
-fn find() -> Option<PciAddress> {
-    core::iter::once(USUAL_SLOT)
-        .chain((0..32).filter(|&slot| slot != USUAL_SLOT))
-        .map(|slot| PciAddress::new(0, 0, slot, 0))
-        .find(|&at| read(at, 0) == ID)
-}
 
 fn register(bar: u64, offset: u64) -> *mut u32 {
     (bar + offset) as *mut u32
@@ -83,7 +33,7 @@ pub(crate) struct Ivshmem;
 impl Ivshmem {
     /// Finds the function, assigns its BARs, and routes its interrupt.
     pub(crate) fn attach(&self) -> Result<(), &'static str> {
-        let at = find().ok_or(
+        let at = find(ID, USUAL_SLOT).ok_or(
             "no HyV function (ivshmem-doorbell, 1af4:1110) on PCI bus 0: start this image with hyv-host",
         )?;
         write(at, BAR, layout::BAR0_PHYS as u32);
@@ -107,14 +57,7 @@ impl Ivshmem {
         if msix.table_bar() != 1 || msix.table_offset() != 0 {
             return Err("the ivshmem function's MSI-X table is not at the start of BAR 1");
         }
-        let entry = register(layout::BAR1, 16 * u64::from(WAKE_VECTOR));
-        // SAFETY: BAR 1 holds the MSI-X table, mapped uncached; one entry is four 32-bit registers.
-        unsafe {
-            entry.write_volatile(layout::LAPIC_PHYS as u32);
-            entry.add(1).write_volatile(0);
-            entry.add(2).write_volatile(layout::WAKE_VECTOR);
-            entry.add(3).write_volatile(0);
-        }
+        pci::route(layout::BAR1 + 16 * u64::from(WAKE_VECTOR));
         msix.set_enabled(true, ConfigPorts);
 
         // SAFETY: BAR 0 is mapped uncached.

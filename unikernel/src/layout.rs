@@ -55,10 +55,16 @@ pub(crate) const DEVICES: u64 = DEVICE_GIB * GIB;
 pub(crate) const BAR0_PHYS: u64 = 0xc000_0000;
 /// Guest-physical address given to BAR 1 (the MSI-X table).
 pub(crate) const BAR1_PHYS: u64 = 0xc000_1000;
+/// Guest-physical address given to the first BAR of the network card; each of its BARs has [`NET_BAR`] bytes from here on.
+pub(crate) const NET_PHYS: u64 = BAR0_PHYS + 0x1_0000;
+/// Room for one BAR of the network card.
+pub(crate) const NET_BAR: u64 = 0x1_0000;
 /// Guest-physical address given to BAR 2 (the window): one 2 MiB page.
 pub(crate) const BAR2_PHYS: u64 = 0xc020_0000;
 /// Where BAR 0 is mapped, uncached.
 pub(crate) const BAR0: u64 = DEVICES;
+/// Where the network card's BARs are mapped, uncached.
+pub(crate) const NET: u64 = DEVICES + (NET_PHYS - BAR0_PHYS);
 /// Where BAR 1 is mapped, uncached.
 pub(crate) const BAR1: u64 = DEVICES + 0x1000;
 /// Where the window is mapped, write-back.
@@ -86,6 +92,8 @@ pub(crate) const EXIT_SUCCESS: u32 = 0x10;
 
 const _: () = {
     assert!(BAR2_PHYS.is_multiple_of(LARGE_PAGE));
+    // In the 2 MiB that are mapped for BAR 0.
+    assert!(NET_PHYS + 6 * NET_BAR <= BAR0_PHYS + LARGE_PAGE);
     assert!(NUCLEUS == 0x20_0000); // asm/boot.s names 0x20 as the upper half of every handler's address
     assert!(IMAGE_AREA_END - NUCLEUS == 2 * LARGE_PAGE);
 };

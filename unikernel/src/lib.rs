@@ -15,6 +15,7 @@
 //! | [`memory`] | heap, and the large zeroed region for the application |
 //! | [`time`] | nanoseconds since boot, from the TSC |
 //! | [`platform`] | the guest as surroundings of `hyv-verbs` |
+//! | [`net`] | TCP/IP over virtio-net, for those who bring it up |
 //! | [`function`] | the HyV function: window and doorbells, behind one trait |
 //! | [`window`] | the window's header, checked |
 //! | `layout` | the address space: a virtual address is an offset in the RAM file |
@@ -44,14 +45,17 @@ mod layout;
 pub mod limits;
 mod logring;
 pub mod memory;
+pub mod net;
 mod nucleus;
 mod paging;
+mod pci;
 pub mod platform;
 mod port;
 mod report;
 pub mod rt;
 mod start;
 pub mod time;
+mod virtio;
 pub mod window;
 
 pub use entry::Outcome;

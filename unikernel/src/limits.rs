@@ -48,3 +48,8 @@ pub const REP_MIN: u64 = 4096;
 
 /// Readings of the interval timer of which the tightest counts.
 pub const CALIBRATION_READINGS: u32 = 8;
+
+/// How long a wait for the network polls before it sleeps: about what a sleep and a wake-up cost.
+pub const NET_SPIN_NS: u64 = 50_000;
+/// How long to wait for a DHCP server.
+pub const LEASE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(10);

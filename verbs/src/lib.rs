@@ -13,6 +13,7 @@
 //! | [`mr`] | protection domains and memory regions |
 //! | [`cq`], [`qp`] | completion queues and queue pairs |
 //! | [`cm`] | connections, in librdmacm's shape |
+//! | [`probe`] | the floor: one cache line bounced |
 //! | [`process`] | the platform of a Linux process |
 //!
 //! Control verbs (make, modify, destroy) travel over a virtqueue, may sleep and answer with an [`Error`]. The
@@ -81,6 +82,8 @@ pub mod limits;
 pub mod mr;
 #[cfg(not(loom))]
 pub mod platform;
+#[cfg(not(loom))]
+pub mod probe;
 #[cfg(all(not(loom), feature = "std", target_os = "linux"))]
 pub mod process;
 #[cfg(not(loom))]

@@ -14,7 +14,7 @@ use hyv_host::backend::Quotas;
 use hyv_host::instance::{Instance, InstanceConfig};
 use hyv_host::sys::cpu;
 use hyv_host::sys::runtime_dir::RuntimeRoot;
-use hyv_host::vmm::GuestConfig;
+use hyv_host::vmm::{Forward, GuestConfig, GuestIp, NetConfig};
 
 /// Run a unikernel image in QEMU with a software RNIC. Native processes join by the socket in its runtime folder.
 #[derive(Parser, Debug)]
@@ -41,6 +41,15 @@ struct Args {
     /// How long the engine polls without finding work before it sleeps, microseconds
     #[arg(long, value_name = "US", default_value_t = 50)]
     spin_us: u64,
+    /// The guest's network card: user (QEMU's user networking), tap:NAME (an existing tap) or none
+    #[arg(long, value_name = "user|tap:NAME|none", requires = "image")]
+    net: Option<String>,
+    /// Forward a TCP port of this host to one of the guest: [ADDRESS:]PORT:GUESTPORT; port 0 takes a free one (may repeat)
+    #[arg(long, value_name = "HOST:GUEST", requires = "image")]
+    forward: Vec<Forward>,
+    /// The guest's address, instead of DHCP: ADDRESS/PREFIX[,GATEWAY], one of each family (may repeat)
+    #[arg(long, value_name = "ADDRESS/PREFIX", requires = "image")]
+    ip: Vec<GuestIp>,
     /// End the guest after so many seconds
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
@@ -99,6 +108,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,
         None => Vec::new(),
     };
+    let net = NetConfig::from_options(args.net.as_deref(), &args.forward, !args.ip.is_empty())?;
     let root = RuntimeRoot::open()?;
     let instance = Instance::start(InstanceConfig {
         name: args.name.clone(),
@@ -133,6 +143,8 @@ fn run(args: &Args) -> Result<ExitCode> {
             memory: args.memory << 20,
             watchdog: None,
             spin_hint: u32::from(allowed.len() > 1),
+            net,
+            ips: args.ip.clone(),
         },
         &qemu,
         &accel,
@@ -141,6 +153,14 @@ fn run(args: &Args) -> Result<ExitCode> {
         && let Err(e) = guest.qemu().pin_vcpus(&[cpu])
     {
         tracing::warn!("the guest runs on any CPU: {e}");
+    }
+    if !args.forward.is_empty() {
+        for Forward { host, guest } in guest.qemu().forwards()? {
+            println!(
+                "{}: {host} leads to the guest's port {guest}",
+                instance.dir().name()
+            );
+        }
     }
     let start = std::time::Instant::now();
     let over = || {

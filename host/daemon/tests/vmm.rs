@@ -57,6 +57,8 @@ fn config(image: PathBuf) -> GuestConfig {
         memory: 64 << 20,
         watchdog: None,
         spin_hint: 0,
+        net: None,
+        ips: Vec::new(),
     }
 }
 

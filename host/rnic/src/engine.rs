@@ -377,6 +377,10 @@ impl Engine {
                 self.flush(slot);
                 return 0;
             }
+            QpState::Sqe => {
+                self.flush_sends(slot);
+                return 0;
+            }
             // Posted early: looked at again when the QP becomes ready to send.
             _ => {
                 self.cool(slot);

@@ -34,6 +34,7 @@ pub(crate) struct User {
     pub qps: Table<usize>,
     /// Slots of the engine's SRQs.
     pub srqs: Table<usize>,
+    pub ahs: Table<Ah>,
     pub mr_bytes: u64,
     pub max_mr_bytes: u64,
     /// Of its QPs that are gone.
@@ -44,6 +45,17 @@ pub(crate) struct User {
 #[derive(Default)]
 pub(crate) struct Pd {
     pub refs: u32,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ah {
+    pub pd: u32,
+    pub dest_gid: [u8; 16],
+    pub traffic_class: u8,
+    /// Never 0.
+    pub hop_limit: u8,
+    pub flow_label: u32,
 }
 
 pub(crate) struct Mr {

@@ -8,5 +8,6 @@ extern crate alloc;
 pub mod carrier;
 pub mod icrc;
 pub mod limits;
+pub mod mad;
 pub mod transport;
 pub mod wire;

@@ -2,7 +2,11 @@
 
 use hyv_roce::{
     icrc::{Flow, solve_ident},
-    wire::{self, Packet, ethernet, ip, udp},
+    mad::{
+        self, Mad, Message, TransportType,
+        rdma_cm::{self, PortSpace},
+    },
+    wire::{Packet, Repr, ethernet, ip, udp},
 };
 
 fn frames(name: &str) -> Vec<Vec<u8>> {
@@ -63,10 +67,36 @@ fn check(name: &str, expect: usize) {
         repr.emit(packet.payload(), &mut again);
         flow.seal(&mut again, ident);
         assert_eq!(again, bytes, "packet {n}");
+        if repr.bth.dest_qpn == mad::GSI_QPN {
+            check_mad(&repr, packet.payload());
+        }
         seen += 1;
     }
     assert_eq!(seen, expect, "{name}");
-    let _ = wire::MAX_PACKET_LEN;
+}
+
+fn check_mad(repr: &Repr, payload: &[u8]) {
+    let deth = repr.ext.deth().unwrap();
+    assert_eq!((deth.qkey, deth.src_qpn), (mad::GSI_QKEY, mad::GSI_QPN));
+    let parsed = Mad::parse(payload).unwrap();
+    assert_eq!(parsed.to_bytes(), payload, "{parsed:?}");
+    assert_eq!(parsed.method, mad::METHOD_SEND);
+    let (service_id, private) = match &parsed.message {
+        Message::Req(req) => {
+            assert_eq!(req.transport, TransportType::Rc);
+            (req.service_id, &req.private[..])
+        }
+        Message::SidrReq(req) => (req.service_id, &req.private[..]),
+        Message::Other { attribute, .. } => panic!("attribute {attribute:#06x}"),
+        _ => return,
+    };
+    let (space, _) = rdma_cm::port_of(service_id).unwrap();
+    assert!(matches!(space, PortSpace::Tcp | PortSpace::Udp));
+    let (header, user) = rdma_cm::Header::parse(private).unwrap();
+    let mut again = private.to_vec();
+    header.emit(&mut again);
+    assert_eq!(again, private);
+    assert!(ip::mapped_v4(&header.src).is_some() && user.len() >= rdma_cm::USER_REQ);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod faults;
 mod host;
 mod machine;
 mod memory;
+mod net;
 
 use alloc::string::String;
 
@@ -43,6 +44,9 @@ fn main() -> i32 {
         "hostlost" => host::host_lost(),
         "kicks" => host::kicks(),
         "spin" => host::spin(),
+        "netserve" => net::serve(),
+        "netcalls" => net::calls(),
+        "netnone" => net::none(),
         other => faults::run(other),
     };
     match verdict {

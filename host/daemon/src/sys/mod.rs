@@ -6,6 +6,7 @@
 //! | [`window`] | the window of one user, mapped |
 //! | [`event`] | eventfds |
 //! | [`socket`] | unix sockets that pass descriptors |
+//! | [`tap`] | Ethernet interfaces whose other end is a descriptor |
 //! | [`cpu`] | CPU numbers and pinning |
 //! | [`clock`] | monotonic time and the TSC |
 //! | [`process`] | children that die with this process |
@@ -18,4 +19,5 @@ pub mod memory;
 pub mod process;
 pub mod runtime_dir;
 pub mod socket;
+pub mod tap;
 pub mod window;

@@ -13,6 +13,7 @@ use crate::limits::{
     WATCHDOG_TCG,
 };
 use crate::vmm::ivshmem;
+use crate::vmm::net::{self, GuestIp, NetConfig, NetError};
 
 /// PCI slot of the HyV function, which the guest tries first.
 pub const HYV_SLOT: &str = "0x4";
@@ -57,6 +58,9 @@ pub enum ConfigError {
     /// A name that cannot stand in QEMU's options.
     #[error("`{0}` is no name for a guest: use letters, digits, `-`, `_` and `.`")]
     Name(String),
+    /// The network.
+    #[error(transparent)]
+    Net(#[from] NetError),
 }
 
 /// One guest.
@@ -76,6 +80,10 @@ pub struct GuestConfig {
     pub watchdog: Option<Duration>,
     /// See `hyv_abi::window::Header::spin_hint`.
     pub spin_hint: u32,
+    /// The network card; most guests need none.
+    pub net: Option<NetConfig>,
+    /// The card's addresses; without them the guest asks a DHCP server.
+    pub ips: Vec<GuestIp>,
 }
 
 impl GuestConfig {
@@ -94,6 +102,16 @@ impl GuestConfig {
         })
     }
 
+    /// The guest's command line: what the runtime is told, then the arguments, which may say otherwise.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        match net::guest_word(self.net.as_ref(), &self.ips) {
+            Some(word) if self.args.is_empty() => word,
+            Some(word) => format!("{word} {}", self.args),
+            None => self.args.clone(),
+        }
+    }
+
     /// Checks everything that can be checked before anything is started.
     ///
     /// # Errors
@@ -110,10 +128,10 @@ impl GuestConfig {
         if !(MIN_GUEST_MEMORY..=MAX_GUEST_MEMORY).contains(&self.memory) {
             return Err(ConfigError::Memory { asked: self.memory });
         }
-        if self.args.len() > MAX_COMMAND_LINE || self.args.contains('\0') {
-            return Err(ConfigError::Arguments {
-                len: self.args.len(),
-            });
+        net::check(self.net.as_ref(), &self.ips)?;
+        let args = self.command_line();
+        if args.len() > MAX_COMMAND_LINE || args.contains('\0') {
+            return Err(ConfigError::Arguments { len: args.len() });
         }
         let mut magic = [0; 4];
         let path = || self.image.clone();
@@ -138,6 +156,8 @@ pub(crate) struct Inherited {
     pub ivshmem: RawFd,
     pub qmp: RawFd,
     pub com1: RawFd,
+    /// The tap, and its MTU.
+    pub tap: Option<(RawFd, u16)>,
 }
 
 /// QEMU's arguments, without its own name.
@@ -146,6 +166,7 @@ pub(crate) fn command_line(
     qemu: &QemuBinary,
     accel: &Accel,
     fds: Inherited,
+    generation: u32,
 ) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |option: &str, value: &dyn AsRef<std::ffi::OsStr>| {
@@ -178,8 +199,9 @@ pub(crate) fn command_line(
     );
     add("-bios", &qemu.rom);
     add("-kernel", &config.image);
-    if !config.args.is_empty() {
-        add("-append", &config.args);
+    let words = config.command_line();
+    if !words.is_empty() {
+        add("-append", &words);
     }
     add("-chardev", &format!("socket,id=hyv,fd={}", fds.ivshmem));
     let vectors = ivshmem::VECTORS;
@@ -195,6 +217,9 @@ pub(crate) fn command_line(
     add("-serial", &"chardev:com1");
     add("-chardev", &format!("socket,id=qmp,fd={}", fds.qmp));
     add("-mon", &"chardev=qmp,mode=control");
+    if let Some(net) = &config.net {
+        args.extend(net::options(net, &config.ips, fds.tap, generation).map(OsString::from));
+    }
     args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     args
 }
@@ -212,6 +237,8 @@ mod tests {
             memory: 64 << 20,
             watchdog: None,
             spin_hint: 0,
+            net: None,
+            ips: Vec::new(),
         }
     }
 
@@ -283,6 +310,7 @@ mod tests {
             ivshmem: 6,
             qmp: 7,
             com1: 8,
+            tap: None,
         };
         let text = |kind| {
             let accel = Accel {
@@ -290,7 +318,7 @@ mod tests {
                 cpu: "c".into(),
                 fallback_reason: None,
             };
-            command_line(&config(), &qemu, &accel, fds)
+            command_line(&config(), &qemu, &accel, fds, 1)
                 .join(" ".as_ref())
                 .into_string()
                 .unwrap()
@@ -308,6 +336,6 @@ mod tests {
             kvm.contains("mem-path=/proc/self/fd/5") && kvm.contains("size=67108864"),
             "{kvm}"
         );
-        assert!(!kvm.contains("-append"), "{kvm}");
+        assert!(!kvm.contains("-append") && !kvm.contains("net"), "{kvm}");
     }
 }

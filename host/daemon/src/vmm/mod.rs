@@ -10,6 +10,7 @@
 //! | [`config`] | what a guest is started with, and QEMU's command line |
 //! | [`layout`] | where q35 puts RAM, and the window's header |
 //! | [`ivshmem`] | the server's side of `ivshmem-doorbell` |
+//! | [`net`] | the guest's network card, and its addresses |
 //! | [`qmp`] | QEMU's monitor: exit counters, thread ids |
 //! | [`console`] | COM1, the log ring, and what is shown of them |
 //! | [`symbols`] | addresses of a backtrace turned into functions and lines |
@@ -20,6 +21,7 @@ pub mod console;
 pub mod exit;
 pub mod ivshmem;
 pub mod layout;
+pub mod net;
 mod qemu;
 pub mod qmp;
 mod supervisor;
@@ -27,5 +29,6 @@ pub mod symbols;
 
 pub use config::{ConfigError, GuestConfig};
 pub use exit::{Ending, ExitReport};
+pub use net::{Forward, GuestIp, NetConfig, NetError};
 pub use qemu::{LaunchError, Qemu, WaitError};
 pub use qmp::{QmpError, VcpuStats};

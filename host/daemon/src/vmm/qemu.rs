@@ -17,6 +17,7 @@ use super::console::{LogDrain, Recent};
 use super::exit::{ExitReport, Verdict};
 use super::ivshmem::{Doorbells, Server};
 use super::layout::{HeaderInfo, RamRegion, next_generation, q35_regions, write_header};
+use super::net::{self, Backend, Forward};
 use super::qmp::{Qmp, QmpError, VcpuStats};
 use super::supervisor::{Shared, Stream, Supervisor};
 use super::symbols::Symbols;
@@ -139,21 +140,28 @@ impl Qemu {
         let qmp = Qmp::new(qmp)?;
         let com1 = Stream::new(com1)?;
 
-        let inherited = [
+        let backend = config.net.as_ref().map(Backend::open).transpose();
+        let tap = match backend.map_err(ConfigError::Net)? {
+            Some(Backend::Tap(tap)) => Some(tap),
+            Some(Backend::User) | None => None,
+        };
+
+        let mut inherited = vec![
             ram_fd.as_fd(),
             ivshmem_fd.as_fd(),
             qmp_fd.as_fd(),
             com1_fd.as_fd(),
         ];
-        let [ram_no, ivshmem_no, qmp_no, com1_no] = inherited.map(|f| f.as_raw_fd());
+        inherited.extend(tap.iter().map(|t| t.fd().as_fd()));
         let numbers = Inherited {
-            ram: ram_no,
-            ivshmem: ivshmem_no,
-            qmp: qmp_no,
-            com1: com1_no,
+            ram: ram_fd.as_raw_fd(),
+            ivshmem: ivshmem_fd.as_raw_fd(),
+            qmp: qmp_fd.as_raw_fd(),
+            com1: com1_fd.as_raw_fd(),
+            tap: tap.as_ref().map(|t| (t.fd().as_raw_fd(), t.mtu())),
         };
         let mut command = Command::new(&binary.path);
-        command.args(command_line(config, binary, accel, numbers));
+        command.args(command_line(config, binary, accel, numbers, generation));
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -321,6 +329,19 @@ impl Qemu {
     /// As [`Qmp::vcpu_stats`]; under TCG QEMU refuses.
     pub fn vcpu_stats(&self) -> Result<VcpuStats, QmpError> {
         self.shared.qmp.vcpu_stats()
+    }
+
+    /// The ports of this host that lead to the guest, as QEMU has them: where port 0 was asked for, the one that was free.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn forwards(&self) -> Result<Vec<Forward>, QmpError> {
+        let arguments = serde_json::json!({"command-line": "info usernet"});
+        let answer = self
+            .shared
+            .qmp
+            .execute("human-monitor-command", arguments)?;
+        Ok(net::parse_usernet(answer.as_str().unwrap_or_default()))
     }
 
     /// Thread ids of its vCPUs.

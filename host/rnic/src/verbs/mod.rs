@@ -16,6 +16,7 @@ use crate::mem::UserMemory;
 use crate::objects::{Pd, User, UserId};
 use crate::table::Table;
 
+mod ah;
 mod cq;
 mod mr;
 mod qp;
@@ -58,6 +59,7 @@ impl Engine {
             cqs: Table::new(MAX_CQS),
             qps: Table::new(MAX_QPS),
             srqs: Table::new(MAX_SRQS),
+            ahs: Table::new(limits::MAX_AHS),
             mr_bytes: 0,
             past: crate::wire::zeroed(),
         });

@@ -16,11 +16,9 @@ impl Engine {
     pub fn create_qp(&mut self, id: UserId, req: &CreateQp) -> Result<QpReply> {
         let u = self.slot_of(id)?;
         let user = self.user(u);
-        match QpType::from_u32(req.qp_type) {
-            Some(QpType::Rc) => {}
-            Some(_) => return err(Errno::OpNotSupp, Reason::BadQpType),
-            None => return err(Errno::Inval, Reason::BadQpType),
-        }
+        let Some(ty) = QpType::from_u32(req.qp_type) else {
+            return err(Errno::Inval, Reason::BadQpType);
+        };
         user.pds.get(req.pd).ok_or(BAD_HANDLE)?;
         let send_cq = *user.cqs.get(req.send_cq).ok_or(BAD_HANDLE)?;
         let recv_cq = *user.cqs.get(req.recv_cq).ok_or(BAD_HANDLE)?;
@@ -68,7 +66,7 @@ impl Engine {
             user: u,
             handle,
             qpn,
-            ty: QpType::Rc,
+            ty,
             pd: req.pd,
             sig_all: req.sig_all != 0,
             state: QpState::Reset,
@@ -194,8 +192,14 @@ impl Engine {
             }
         }
         if mask.contains(M::AV) {
-            if !self.is_local(&new.dest_gid) && !self.has_wire() {
+            if !self.is_reachable(&new.dest_gid) {
                 return err(Errno::HostUnreach, Reason::NoRoute);
+            }
+            if new.sgid_index != 0 {
+                return err(Errno::Inval, Reason::BadGid);
+            }
+            if new.traffic_class > 0xff || new.hop_limit > 0xff || new.flow_label >= 1 << 20 {
+                return err(Errno::Inval, Reason::BadAttr);
             }
             have.dest_gid = new.dest_gid;
             (have.traffic_class, have.hop_limit) = (new.traffic_class, new.hop_limit);
@@ -214,6 +218,12 @@ impl Engine {
             || v6
                 .to_ipv4_mapped()
                 .is_some_and(|v4| v4.is_loopback() || v4.is_unspecified())
+    }
+
+    /// Whether there is a way to a GID.
+    pub(super) fn is_reachable(&self, gid: &[u8; 16]) -> bool {
+        let v4 = |gid: &[u8; 16]| std::net::Ipv6Addr::from(*gid).to_ipv4_mapped().is_some();
+        self.is_local(gid) || (self.has_wire() && v4(gid) == v4(&self.config.gid))
     }
 
     /// A QP's attributes and state.

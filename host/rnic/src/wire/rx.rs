@@ -10,10 +10,11 @@ use hyv_roce::transport::{
 };
 use hyv_roce::wire::{Extension, NakCode, Operation, Packet, Repr, Service, Suffix, Syndrome, bth};
 
-use super::qp::{Receiver, may_receive};
+use super::qp::Receiver;
 use super::{End, Wire, WireQp, scatter};
 use crate::engine::Engine;
 use crate::exec::complete::Arrived;
+use crate::exec::receives;
 use crate::mem::Bytes;
 use crate::recv::RecvWr;
 
@@ -61,7 +62,7 @@ impl Engine {
             QpType::Ud => Service::Ud,
         };
         let info = repr.bth.opcode.info();
-        if info.service != service || !may_receive(qp.state) {
+        if info.service != service || !receives(qp.state) {
             qp.counters.drops_state += 1;
             return;
         }
@@ -282,9 +283,15 @@ impl Engine {
             (Ok(()), Receiver::Rc(r)) => r.accept(&request),
             (Ok(()), Receiver::Uc(_)) => {}
             (Err(refusal), Receiver::Rc(_)) => self.refuse(slot, q, refusal),
-            (Err(_), Receiver::Uc(r)) => {
-                // What it had taken stays for the next message.
+            (Err(refusal), Receiver::Uc(r)) => {
                 r.give_up();
+                // What it had taken stays for the next message, unless that is at fault itself.
+                if let Refusal::Receive(status) = refusal
+                    && let Some(recv) = self.qp_mut(slot).receiving.take()
+                {
+                    self.fail_recv(slot, recv, status);
+                    self.doomed.push(slot);
+                }
                 self.qp_mut(slot).counters.drops_receive += 1;
             }
         }

@@ -10,9 +10,10 @@ use hyv_roce::wire::{
     Syndrome,
 };
 
-use super::qp::{Receiver, may_receive};
+use super::qp::Receiver;
 use super::{End, Wire, WireQp, gather};
 use crate::engine::Engine;
+use crate::exec::receives;
 use crate::limits::SLICE;
 use crate::objects::Wr;
 
@@ -34,7 +35,10 @@ impl Engine {
             self.flush(slot);
             return 0;
         }
-        if !may_receive(state) {
+        if state == QpState::Sqe {
+            self.flush_sends(slot);
+        }
+        if !receives(state) {
             self.cool(slot);
             return 0;
         }
@@ -104,11 +108,15 @@ impl Engine {
     }
 
     fn fail_front(&mut self, slot: usize, status: WcStatus) {
-        let front = self
-            .qp_mut(slot)
-            .wire
-            .as_mut()
-            .and_then(|q| q.wrs.pop_front());
+        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
+            q.stuck = None;
+            if q.service == Service::Uc
+                && let Some(r) = q.requester.as_mut()
+            {
+                r.abandon();
+            }
+            q.wrs.pop_front()
+        });
         if let Some(wr) = front {
             self.complete_error(slot, &wr, status);
         }

@@ -25,7 +25,7 @@ use super::client::{Progress, load_file};
 use crate::format::{self, Format};
 use crate::pump::{Fingerprint, Pump, read_all};
 use crate::report::{self, Mode, Report};
-use crate::values;
+use hyv_lab::values;
 
 /// RAM of the client in this process: enough for three connections with their staging buffers.
 const CLIENT_RAM: u64 = 48 << 20;
@@ -209,6 +209,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             memory: args.memory,
             watchdog: None,
             spin_hint: u32::from(cpus.len() > 1),
+            net: None,
+            ips: Vec::new(),
         },
         &qemu,
         &accel,

@@ -1,0 +1,86 @@
+//! TCP/IP over virtio-net. An appliance that does not call [`up`] has none of it: no device is looked for, and nothing runs.
+//!
+//! ```ignore
+//! let net = net::up()?;
+//! let mut listener = net::TcpListener::bind(&net, 7000)?;
+//! rt::ready();
+//! let mut stream = listener.accept(None)?;
+//! ```
+//!
+//! Calls block the one thread there is; while one waits, all connections are served. A guest that waits for something else calls
+//! [`Net::poll`] now and then.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::time::Duration;
+
+use hyv_net::Surroundings;
+pub use hyv_net::{Config, Error, IpAddress, IpCidr, IpEndpoint, Net, TcpListener, TcpStream};
+
+use crate::time::{Instant, now_ns};
+use crate::{limits, pci, rt, time, virtio};
+
+/// Time, sleep and the host of this guest.
+struct Guest;
+
+impl Surroundings for Guest {
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+
+    fn wake_seen(&self) -> u64 {
+        rt::wake_count()
+    }
+
+    fn wait(&self, seen: u64, deadline_ns: u64) {
+        let left = deadline_ns.saturating_sub(now_ns());
+        rt::wait(seen, Some(Instant::now() + Duration::from_nanos(left)));
+    }
+
+    fn spin_ns(&self) -> u64 {
+        // Where the host has one CPU for everything, polling keeps it from answering.
+        if rt::window()
+            .header
+            .spin_hint
+            .load(core::sync::atomic::Ordering::Relaxed)
+            == 0
+        {
+            0
+        } else {
+            limits::NET_SPIN_NS
+        }
+    }
+
+    fn ending(&self) -> bool {
+        rt::shutdown_requested()
+    }
+}
+
+/// Brings the network up as the command line says in `hyv.net=` (see [`Config`]; DHCP if it does not), and waits for the lease. Once per
+/// guest, and before all RAM is taken: buffers take 2 MiB.
+///
+/// # Errors
+/// [`Error::Device`], [`Error::Config`], [`Error::NoLease`] after 10 s.
+pub fn up() -> Result<Net, Error> {
+    let config = match rt::args().get("hyv.net") {
+        Some(text) => text.parse()?,
+        None => Config::default(),
+    };
+    let start = Instant::now();
+    let before = pci::accesses();
+    let card = virtio::open().map_err(Error::Device)?;
+    log::debug!(
+        "network card up in {} us, with {} accesses to configuration space and {} to its registers",
+        start.elapsed().as_micros(),
+        pci::accesses() - before,
+        virtio::accesses(),
+    );
+    let net = Net::new(
+        Box::new(card),
+        Rc::new(Guest),
+        &config,
+        time::tsc() ^ time::unix_ns(),
+    )?;
+    net.wait_configured(limits::LEASE_TIMEOUT)?;
+    Ok(net)
+}
