@@ -16,6 +16,7 @@ use hyv_roce::carrier::Sent;
 
 pub mod addr;
 pub mod error;
+pub mod floor;
 pub mod limits;
 mod link;
 pub mod netlink;
@@ -23,6 +24,7 @@ mod next_hop;
 pub mod open;
 pub mod owner;
 pub mod packet;
+pub mod record;
 pub mod sys;
 pub mod udp;
 
@@ -30,6 +32,7 @@ pub use addr::ListenAddr;
 pub use error::OpenError;
 pub use open::{Choice, open};
 pub use packet::PacketCarrier;
+pub use record::Recorded;
 pub use udp::UdpCarrier;
 
 /// Which carrier.
@@ -111,11 +114,6 @@ impl Counters {
             Sent::Lost => Counters::add(&self.lost, 1),
         }
         how
-    }
-
-    fn lost(&self, why: &'static str) -> Sent {
-        tracing::trace!(why, "burst not sent");
-        self.failed(Sent::Lost)
     }
 
     fn received(&self, packets: usize, bytes: usize) {

@@ -19,18 +19,15 @@ const DISCARD_PORT: u16 = 9;
 /// Interfaces without neighbours (`IFF_NOARP`).
 const IFF_NOARP: u32 = 0x80;
 
-/// Where a frame goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hop {
-    /// It stays on this machine.
-    pub local: bool,
-    pub mac: [u8; 6],
-}
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
 
 /// What is known of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resolved {
-    To(Hop),
+    To(Mac),
+    /// It is this machine.
+    Here,
     /// The kernel has been asked to find out.
     Wait,
     Nowhere,
@@ -61,7 +58,7 @@ struct Entry {
 pub(crate) struct NextHops<K> {
     kernel: K,
     known: HashMap<Gid, Entry>,
-    last: Option<(Gid, Hop, Instant)>,
+    last: Option<(Gid, Mac, Instant)>,
 }
 
 impl<K: Kernel> NextHops<K> {
@@ -75,23 +72,23 @@ impl<K: Kernel> NextHops<K> {
 
     /// Where frames to `dst` go now.
     pub fn resolve(&mut self, dst: &Gid, now: Instant) -> Resolved {
-        if let Some((gid, hop, until)) = self.last
+        if let Some((gid, mac, until)) = self.last
             && gid == *dst
             && now < until
         {
-            return Resolved::To(hop);
+            return Resolved::To(mac);
         }
         let known = self.known.get(dst).copied();
         if let Some(entry) = known {
             let fresh = match entry.resolved {
-                Resolved::To(_) => limits::NEXT_HOP_FRESH,
+                Resolved::To(_) | Resolved::Here => limits::NEXT_HOP_FRESH,
                 Resolved::Wait => limits::NEXT_HOP_RETRY,
                 Resolved::Nowhere => limits::NEXT_HOP_DEAD,
             };
             let until = entry.checked + fresh;
             if now < until {
-                if let Resolved::To(hop) = entry.resolved {
-                    self.last = Some((*dst, hop, until));
+                if let Resolved::To(mac) = entry.resolved {
+                    self.last = Some((*dst, mac, until));
                 }
                 return entry.resolved;
             }
@@ -115,8 +112,12 @@ impl<K: Kernel> NextHops<K> {
         let Some((local, hop)) = self.kernel.next_hop(dst) else {
             return entry;
         };
-        if local || self.kernel.no_arp() {
-            entry.resolved = Resolved::To(Hop { local, mac: [0; 6] });
+        if local {
+            entry.resolved = Resolved::Here;
+            return entry;
+        }
+        if self.kernel.no_arp() {
+            entry.resolved = Resolved::To([0; 6]);
             return entry;
         }
         let neighbour = self.kernel.neighbour(hop).unwrap_or(Neighbour {
@@ -126,7 +127,7 @@ impl<K: Kernel> NextHops<K> {
         let usable = neighbour.state & (nud::INCOMPLETE | nud::FAILED) == 0;
         match neighbour.mac {
             Some(mac) if usable && neighbour.state != 0 => {
-                entry.resolved = Resolved::To(Hop { local, mac });
+                entry.resolved = Resolved::To(mac);
                 // Not confirmed for long: have the kernel verify it while it is used.
                 if neighbour.state & nud::STALE != 0 {
                     self.nudge(dst, &mut entry, now);
@@ -292,11 +293,7 @@ mod tests {
         // It answers.
         hops.kernel.neighbour = known(nud::REACHABLE);
         let later = later + limits::NEXT_HOP_DEAD;
-        let hop = Hop {
-            local: false,
-            mac: MAC,
-        };
-        assert_eq!(hops.resolve(&gid, later), Resolved::To(hop));
+        assert_eq!(hops.resolve(&gid, later), Resolved::To(MAC));
     }
 
     #[test]
@@ -307,10 +304,7 @@ mod tests {
             neighbour: known(nud::REACHABLE),
             ..Fake::default()
         });
-        let hop = Resolved::To(Hop {
-            local: false,
-            mac: MAC,
-        });
+        let hop = Resolved::To(MAC);
         let t0 = Instant::now();
         for _ in 0..5 {
             assert_eq!(hops.resolve(&gid, t0), hop);
@@ -327,10 +321,7 @@ mod tests {
             mac: Some(mac),
         });
         let t2 = t1 + limits::NEXT_HOP_FRESH;
-        assert_eq!(
-            hops.resolve(&gid, t2),
-            Resolved::To(Hop { local: false, mac })
-        );
+        assert_eq!(hops.resolve(&gid, t2), Resolved::To(mac));
         hops.kernel.neighbour = known(nud::FAILED);
         let t3 = t2 + limits::NEXT_HOP_FRESH;
         assert_eq!(hops.resolve(&gid, t3), Resolved::Wait);
@@ -344,11 +335,7 @@ mod tests {
             ..Fake::default()
         });
         let t0 = Instant::now();
-        let local = Hop {
-            local: true,
-            mac: [0; 6],
-        };
-        assert_eq!(hops.resolve(&gid, t0), Resolved::To(local));
+        assert_eq!(hops.resolve(&gid, t0), Resolved::Here);
         hops.kernel.route = None;
         let t1 = t0 + limits::NEXT_HOP_FRESH + Duration::from_millis(1);
         assert_eq!(hops.resolve(&gid, t1), Resolved::Nowhere);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyv_roce::carrier::{Arrival, Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
+use hyv_roce::wire::ip;
 
 use crate::addr::{self, ListenAddr, Owned, gid_of, ip_of, is_link_local};
 use crate::error::OpenError;
@@ -37,14 +38,11 @@ pub struct UdpCarrier {
     own: Owned,
     gid: Gid,
     receiver: Socket,
-    senders: Vec<Socket>,
-    first_port: u16,
+    senders: Senders,
     batch: Batch,
     /// Datagrams to ask for next: one while there is little to do, since each further empty look costs.
     want: usize,
     link: LinkState,
-    /// Whether the kernel segments for this path.
-    offload: bool,
     counters: Arc<Counters>,
 }
 
@@ -60,7 +58,7 @@ impl UdpCarrier {
         let options_of = OpenError::system(format!("setting socket options on {}", own.ip));
         set_receive_options(&receiver, own.ip).map_err(options_of)?;
         let buffer = receiver.grow_buffer(true, options.receive_buffer);
-        let (first_port, senders) = bind_senders(&own)?;
+        let senders = Senders::bind(&own)?;
         let counters = Arc::new(Counters::default());
         let fd = receiver
             .dup()
@@ -72,7 +70,7 @@ impl UdpCarrier {
             mtu: own.link.mtu,
             icrc_bits: if own.ip.is_ipv4() { 16 } else { 32 },
             receive: format!("UDP sockets with GSO and GRO, {} KiB buffer", buffer >> 10),
-            source_ports: (first_port, limits::SOURCE_PORTS),
+            source_ports: senders.ports(),
             wait_fds: vec![fd],
             note: None,
             counters: counters.clone(),
@@ -81,24 +79,13 @@ impl UdpCarrier {
             gid: gid_of(own.ip),
             receiver,
             senders,
-            first_port,
             batch: Batch::new(limits::RECEIVE_BATCH),
             want: 1,
             link: LinkState::new(netlink, &own.link),
-            offload: true,
             counters,
             own,
         };
         Ok((carrier, info))
-    }
-
-    fn address(&self, ip: IpAddr) -> RawAddr {
-        let scope = if is_link_local(ip) {
-            self.own.link.index
-        } else {
-            0
-        };
-        RawAddr::ip(ip, UDP_PORT, scope)
     }
 }
 
@@ -131,32 +118,119 @@ fn set_receive_options(socket: &Socket, ip: IpAddr) -> io::Result<()> {
     }
 }
 
-/// Binds a block of contiguous source ports that are all free.
-fn bind_senders(own: &Owned) -> Result<(u16, Vec<Socket>), OpenError> {
-    let count = limits::SOURCE_PORTS;
-    let mut last = None;
-    for first in (limits::FIRST_SOURCE_PORT..=u16::MAX - count).step_by(usize::from(count)) {
-        let block: io::Result<Vec<Socket>> = (first..first + count)
-            .map(|port| bind_sender(own, port))
-            .collect();
-        match block {
-            Ok(senders) => return Ok((first, senders)),
-            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => last = Some(error),
+/// Sockets that send, one for each source port.
+#[derive(Debug)]
+pub(crate) struct Senders {
+    own: Owned,
+    sockets: Vec<Socket>,
+    first_port: u16,
+    /// Whether the kernel segments.
+    offload: bool,
+}
+
+impl Senders {
+    /// Binds a block of contiguous source ports that are all free.
+    pub fn bind(own: &Owned) -> Result<Senders, OpenError> {
+        let count = limits::SOURCE_PORTS;
+        let mut last = None;
+        for first_port in (limits::FIRST_SOURCE_PORT..=u16::MAX - count).step_by(usize::from(count))
+        {
+            let block: io::Result<Vec<Socket>> = (first_port..first_port + count)
+                .map(|port| bind_sender(own, port))
+                .collect();
+            match block {
+                Ok(sockets) => {
+                    return Ok(Senders {
+                        own: own.clone(),
+                        sockets,
+                        first_port,
+                        offload: true,
+                    });
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => last = Some(error),
+                Err(error) => {
+                    return Err(OpenError::System {
+                        what: format!("making a socket for a source port of {}", own.ip),
+                        error,
+                    });
+                }
+            }
+        }
+        Err(OpenError::System {
+            what: format!(
+                "finding {count} free UDP ports from 0xC000 up on {}",
+                own.ip
+            ),
+            error: last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()),
+        })
+    }
+
+    /// First and count.
+    pub fn ports(&self) -> (u16, u16) {
+        (self.first_port, self.sockets.len() as u16)
+    }
+
+    /// Most packets of a burst.
+    pub fn segments(&self) -> usize {
+        if self.offload {
+            limits::BURST_SEGMENTS
+        } else {
+            1
+        }
+    }
+
+    /// Sends a burst that is not empty, to an address of the own one's family; `mtu` is that of the link.
+    pub fn send(&mut self, flow: &Flow, segment_len: usize, payloads: &[u8], mtu: usize) -> Sent {
+        let port = usize::from(flow.src_port.wrapping_sub(self.first_port));
+        let Some(sender) = self.sockets.get(port) else {
+            return Sent::Lost;
+        };
+        let dst = ip_of(&flow.dst);
+        let mut control = Control::default();
+        let hop_limit = match flow.hop_limit {
+            0 => DEFAULT_HOP_LIMIT,
+            limit => limit,
+        };
+        if dst.is_ipv4() {
+            control.push_int(libc::IPPROTO_IP, libc::IP_TOS, flow.traffic_class.into());
+            control.push_int(libc::IPPROTO_IP, libc::IP_TTL, hop_limit.into());
+        } else {
+            let class = i32::from(flow.traffic_class);
+            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
+            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, hop_limit.into());
+        }
+        let segments = payloads.len().div_ceil(segment_len);
+        if segments > 1 {
+            let Ok(len) = u16::try_from(segment_len) else {
+                return Sent::Lost;
+            };
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &len.to_ne_bytes());
+        }
+        let scope = if is_link_local(dst) {
+            self.own.link.index
+        } else {
+            0
+        };
+        let to = RawAddr::ip(dst, UDP_PORT, scope);
+        match sender.send(Some(&to), &[IoSlice::new(payloads)], &control) {
+            Ok(_) => Sent::All,
             Err(error) => {
-                return Err(OpenError::System {
-                    what: format!("making a socket for a source port of {}", own.ip),
-                    error,
-                });
+                if segments > 1
+                    && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+                    && segment_len + header_bytes(dst) <= mtu
+                    && segments <= limits::BURST_SEGMENTS
+                    && self.offload
+                {
+                    self.offload = false;
+                    tracing::warn!(
+                        interface = self.own.link.name,
+                        "the kernel does not segment UDP here ({error}): packets go one by one"
+                    );
+                }
+                judge(&error)
             }
         }
     }
-    Err(OpenError::System {
-        what: format!(
-            "finding {count} free UDP ports from 0xC000 up on {}",
-            own.ip
-        ),
-        error: last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()),
-    })
 }
 
 fn bind_sender(own: &Owned, port: u16) -> io::Result<Socket> {
@@ -189,16 +263,11 @@ impl Carrier for UdpCarrier {
 
     fn burst(&self, _: &Flow) -> (usize, usize) {
         let bytes = limits::SUPERFRAME - header_bytes(self.own.ip);
-        let segments = if self.offload {
-            limits::BURST_SEGMENTS
-        } else {
-            1
-        };
-        (segments, bytes)
+        (self.senders.segments(), bytes)
     }
 
     fn source_ports(&self) -> (u16, u16) {
-        (self.first_port, limits::SOURCE_PORTS)
+        self.senders.ports()
     }
 
     fn ident(&self, index: usize) -> u16 {
@@ -207,56 +276,16 @@ impl Carrier for UdpCarrier {
     }
 
     fn send(&mut self, flow: &Flow, segment_len: usize, payloads: &[u8]) -> Sent {
-        let dst = ip_of(&flow.dst);
-        let port = usize::from(flow.src_port.wrapping_sub(self.first_port));
-        let Some(sender) = self.senders.get(port) else {
-            return self
+        let v4 = ip::mapped_v4(&flow.dst).is_some();
+        if v4 != self.own.ip.is_ipv4() || payloads.is_empty() || segment_len == 0 {
+            return self.counters.failed(Sent::Lost);
+        }
+        let mtu = self.link.get().mtu;
+        match self.senders.send(flow, segment_len, payloads, mtu) {
+            Sent::All => self
                 .counters
-                .lost("a source port that is none of the carrier's");
-        };
-        if dst.is_ipv4() != self.own.ip.is_ipv4() || payloads.is_empty() || segment_len == 0 {
-            return self
-                .counters
-                .lost("an empty burst, or one to another family");
-        }
-        let mut control = Control::default();
-        let hop_limit = match flow.hop_limit {
-            0 => DEFAULT_HOP_LIMIT,
-            limit => limit,
-        };
-        if dst.is_ipv4() {
-            control.push_int(libc::IPPROTO_IP, libc::IP_TOS, flow.traffic_class.into());
-            control.push_int(libc::IPPROTO_IP, libc::IP_TTL, hop_limit.into());
-        } else {
-            let class = i32::from(flow.traffic_class);
-            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
-            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, hop_limit.into());
-        }
-        let segments = payloads.len().div_ceil(segment_len);
-        if segments > 1 {
-            let Ok(len) = u16::try_from(segment_len) else {
-                return self.counters.lost("segments that no IP packet holds");
-            };
-            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &len.to_ne_bytes());
-        }
-        let to = self.address(dst);
-        match sender.send(Some(&to), &[IoSlice::new(payloads)], &control) {
-            Ok(_) => self.counters.sent(segments, payloads.len()),
-            Err(error) => {
-                if segments > 1
-                    && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
-                    && segment_len + header_bytes(dst) <= self.link.get().mtu
-                    && segments <= limits::BURST_SEGMENTS
-                    && self.offload
-                {
-                    self.offload = false;
-                    tracing::warn!(
-                        interface = self.own.link.name,
-                        "the kernel does not segment UDP here ({error}): packets go one by one"
-                    );
-                }
-                self.counters.failed(judge(&error))
-            }
+                .sent(payloads.len().div_ceil(segment_len), payloads.len()),
+            how => self.counters.failed(how),
         }
     }
 

@@ -183,6 +183,8 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
+    /// PSN of the next datagram (UD).
+    pub datagram_psn: u32,
     /// Its peer is on another host.
     pub wire: Option<Box<WireQp>>,
     pub counters: Counters,

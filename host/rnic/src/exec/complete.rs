@@ -72,6 +72,9 @@ impl Engine {
         qp.state = QpState::Sqe;
         qp.wait = None;
         qp.current = None;
+        if let Some(first) = qp.wire.as_mut().and_then(|w| w.hang_up()) {
+            qp.sq_head = first;
+        }
         self.flush_sends(slot);
     }
 

@@ -9,7 +9,6 @@ use super::complete::Arrived;
 use super::copy::copy;
 use super::receives;
 use crate::engine::{Engine, Step};
-use crate::limits::MAX_MTU;
 use crate::mem::Bytes;
 use crate::objects::{Ah, Wr};
 
@@ -48,17 +47,14 @@ impl Engine {
             Ok(n) => n,
             Err(status) => return self.complete_error(slot, wr, status),
         };
-        let most = if self.is_local(&ah.dest_gid) {
-            MAX_MTU
-        } else {
-            self.active_mtu()
-        };
-        if total > u64::from(most) {
+        // One packet carries it, wherever it goes (IBA 1.4, C9-196).
+        if total > u64::from(self.active_mtu()) {
             return self.complete_error(slot, wr, WcStatus::LocLenErr);
         }
+        let imm = (op == WrOpcode::SendImm).then_some(wr.head.imm);
         if self.is_local(&ah.dest_gid) {
-            self.hand_over(slot, wr, op, &ah, total);
-        } else if !self.send_datagram_away(slot, wr, op, &ah) {
+            self.hand_over(slot, wr, imm, &ah, total);
+        } else if !self.send_away(slot, wr, imm, &ah, total as usize) {
             return Step::More(0);
         }
         self.complete_ok(slot, wr, None);
@@ -66,18 +62,22 @@ impl Engine {
     }
 
     /// Gives the datagram in `self.src` to a QP of this host, if that takes it.
-    fn hand_over(&mut self, slot: usize, wr: &Wr, op: WrOpcode, ah: &Ah, total: u64) {
+    fn hand_over(&mut self, slot: usize, wr: &Wr, imm: Option<u32>, ah: &Ah, total: u64) {
         let dest_qpn = (wr.head.remote_addr >> 32) as u32;
         let qp = self.qp(slot);
         let (src_qpn, qkey) = (qp.qpn, datagram_qkey(wr, qp.attr.qkey));
         let Some(peer) = self.find_qpn(dest_qpn) else {
             return;
         };
-        let to = self.qp(peer);
-        if to.ty != QpType::Ud || !receives(to.state) || to.attr.qkey != qkey {
+        let to = self.qp_mut(peer);
+        if to.ty != QpType::Ud || !receives(to.state) {
+            to.counters.drops_state += 1;
             return;
         }
-        let imm = (op == WrOpcode::SendImm).then_some(wr.head.imm);
+        if to.attr.qkey != qkey {
+            to.counters.drops_qkey += 1;
+            return;
+        }
         let len = OVERHEAD + if imm.is_some() { IMMEDIATE } else { 0 } + total.next_multiple_of(4);
         let mut area = [0; grh::LEN];
         Grh {
@@ -95,7 +95,9 @@ impl Engine {
             imm,
             solicited: wr.head.flags & flags::SOLICITED != 0,
         };
-        self.deliver_datagram(peer, &area, total, &what);
+        if !self.deliver_datagram(peer, &area, total, &what) {
+            self.qp_mut(peer).counters.drops_receive += 1;
+        }
     }
 
     /// Puts a datagram, whose payload of `len` bytes is in `self.src`, into the next receive of a UD QP. False if there is

@@ -49,8 +49,8 @@ impl Engine {
             match self.find_qpn(qp.attr.dest_qp_num) {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
-                        && self.qp(p).wire.is_none()
                         && self.qp(p).ty == ty
+                        && self.qp(p).wire.is_none()
                         && receives(self.qp(p).state) =>
                 {
                     p
@@ -423,6 +423,7 @@ impl Engine {
             (Some(recv), _) => self.qp_mut(peer).receiving = Some(recv),
             (None, _) => {}
         }
+        self.qp_mut(peer).counters.drops_receive += 1;
         self.lost(slot, wr)
     }
 }

@@ -83,6 +83,7 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
+            datagram_psn: 0,
             wire: None,
             counters: crate::wire::zeroed(),
         }));
@@ -128,6 +129,9 @@ impl Engine {
             _ => {
                 qp.state = to;
                 self.set_up_wire(slot, now);
+                if now == QpState::Rtr {
+                    self.qp_mut(slot).datagram_psn = attr.sq_psn;
+                }
                 if to == QpState::Rts {
                     self.activate(slot);
                 }

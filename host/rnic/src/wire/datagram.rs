@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use hyv_abi::queue::{WrOpcode, flags};
+use hyv_abi::queue::flags;
 use hyv_roce::carrier::{Arrival, DEFAULT_HOP_LIMIT, Flow, Gid, Sent};
 use hyv_roce::icrc;
 use hyv_roce::transport::Psn;
@@ -176,18 +176,19 @@ impl Engine {
         }
     }
 
-    /// Sends the datagram in `self.src` to another host. False if the carrier takes nothing now.
-    pub(crate) fn send_datagram_away(
+    /// Sends the datagram in `self.src` to another host. False if the carrier has no room now.
+    pub(crate) fn send_away(
         &mut self,
         slot: usize,
         wr: &Wr,
-        op: WrOpcode,
+        imm: Option<u32>,
         ah: &Ah,
+        len: usize,
     ) -> bool {
         let Some(mut w) = self.wire.take() else {
             return true;
         };
-        let qp = self.qp(slot);
+        let qp = self.qps[slot].as_mut().expect("a live QP's slot");
         let ports = w.carrier().source_ports();
         let flow = Flow {
             dst: ah.dest_gid,
@@ -201,39 +202,34 @@ impl Engine {
             reserved: 0,
             src_qpn: qp.qpn,
         };
+        let (opcode, ext) = match imm {
+            None => (Opcode::UdSendOnly, Extension::Deth(deth)),
+            Some(imm) => (Opcode::UdSendOnlyImm, Extension::DethImm(deth, imm)),
+        };
         let dest_qpn = (wr.head.remote_addr >> 32) as u32;
-        let (opcode, ext) = if op == WrOpcode::SendImm {
-            (Opcode::UdSendOnlyImm, Extension::DethImm(deth, wr.head.imm))
-        } else {
-            (Opcode::UdSendOnly, Extension::Deth(deth))
-        };
-        let mut repr = Repr {
-            bth: Bth::new(opcode, dest_qpn, qp.attr.sq_psn),
-            ext,
-        };
-        repr.bth.solicited = wr.head.flags & flags::SOLICITED != 0;
-        let crc = icrc::Flow::new(&w.local, &flow.dst, flow.src_port);
+        let mut bth = Bth::new(opcode, dest_qpn, qp.datagram_psn);
+        bth.solicited = wr.head.flags & flags::SOLICITED != 0;
+        let mut repr = Repr { bth, ext };
+        let crc = icrc::Flow::new(&w.local, &ah.dest_gid, flow.src_port);
         w.burst.begin((1, usize::MAX));
         let ident = w.next_ident();
-        let pieces = &self.src;
+        let src = &self.src;
         w.burst
-            .append(&crc, ident, &mut repr, wr.total as usize, |out| {
-                gather(pieces, 0, out);
-            });
+            .append(&crc, ident, &mut repr, len, |out| gather(src, 0, out));
         let carrier = w.carrier.as_mut().expect("not handing packets over");
         let sent = w.burst.send(carrier.as_mut(), &flow);
-        let bytes = w.burst.used as u64;
-        self.wire = Some(w);
-        let qp = self.qp_mut(slot);
         match sent {
-            Sent::Busy => return false,
-            Sent::Lost => qp.counters.tx_dropped += 1,
             Sent::All => {
                 qp.counters.tx_packets += 1;
-                qp.counters.tx_bytes += bytes;
+                qp.counters.tx_bytes += w.burst.used as u64;
             }
+            Sent::Lost => qp.counters.tx_dropped += 1,
+            Sent::Busy => {}
         }
-        qp.attr.sq_psn = Psn::new(qp.attr.sq_psn).add(1).get();
-        true
+        if sent != Sent::Busy {
+            qp.datagram_psn = Psn::new(qp.datagram_psn).add(1).get();
+        }
+        self.wire = Some(w);
+        sent != Sent::Busy
     }
 }

@@ -283,15 +283,16 @@ impl Engine {
             (Ok(()), Receiver::Rc(r)) => r.accept(&request),
             (Ok(()), Receiver::Uc(_)) => {}
             (Err(refusal), Receiver::Rc(_)) => self.refuse(slot, q, refusal),
-            (Err(refusal), Receiver::Uc(r)) => {
+            (Err(Refusal::Receive(status)), Receiver::Uc(r)) => {
                 r.give_up();
-                // What it had taken stays for the next message, unless that is at fault itself.
-                if let Refusal::Receive(status) = refusal
-                    && let Some(recv) = self.qp_mut(slot).receiving.take()
-                {
+                if let Some(recv) = self.qp_mut(slot).receiving.take() {
                     self.fail_recv(slot, recv, status);
-                    self.doomed.push(slot);
                 }
+                self.doomed.push(slot);
+            }
+            (Err(_), Receiver::Uc(r)) => {
+                // What it had taken stays for the next message.
+                r.give_up();
                 self.qp_mut(slot).counters.drops_receive += 1;
             }
         }

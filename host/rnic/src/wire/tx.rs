@@ -37,6 +37,7 @@ impl Engine {
         }
         if state == QpState::Sqe {
             self.flush_sends(slot);
+            return 0;
         }
         if !receives(state) {
             self.cool(slot);

@@ -128,7 +128,7 @@ pub struct Req {
     pub transport: TransportType,
     /// The sender's queue pair uses end-to-end credits.
     pub flow_control: bool,
-    /// First PSN that the sender will send, 24 bits.
+    /// First PSN that the **receiver** of this message is to send, 24 bits (12.7.31): the sender's own queue pair expects it.
     pub starting_psn: u32,
     /// How long the receiver is to wait for an answer of the sender, 5 bits.
     pub local_cm_timeout: u8,
@@ -371,7 +371,7 @@ pub struct Rep {
     pub local_qpn: u32,
     /// The sender's EE context (RD), 24 bits.
     pub local_eecn: u32,
-    /// First PSN that the sender will send, 24 bits.
+    /// First PSN that the **receiver** of this message is to send, 24 bits (12.7.31): the sender's own queue pair expects it.
     pub starting_psn: u32,
     /// READs and atomics that the sender can answer at once.
     pub responder_resources: u8,

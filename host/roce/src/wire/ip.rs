@@ -10,6 +10,8 @@ pub const V4_LEN: usize = 20;
 pub const V6_LEN: usize = 40;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+const V4_WHAT: &str = "IPv4 header";
+const V6_WHAT: &str = "IPv6 header";
 /// Don't fragment, nothing else: flags and fragment offset of every RoCEv2 packet.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 
@@ -53,44 +55,55 @@ impl V4 {
     /// Parses a header; its checksum, version and lengths must be right. Gives the bytes behind it, without what lies behind the
     /// packet's end (Ethernet's padding).
     pub fn parse(bytes: &[u8]) -> Result<(V4, &[u8])> {
-        const WHAT: &str = "IPv4 header";
-        need(bytes, V4_LEN, WHAT)?;
+        let repr = V4::parse_header(bytes)?;
+        let total_len = usize::from(repr.total_len);
+        if total_len > bytes.len() {
+            return Err(ParseError::Length {
+                what: V4_WHAT,
+                says: total_len,
+                have: bytes.len(),
+            });
+        }
+        Ok((repr, &bytes[V4_LEN..total_len]))
+    }
+
+    /// Parses a header whose packet may have been cut.
+    pub fn parse_header(bytes: &[u8]) -> Result<V4> {
+        need(bytes, V4_LEN, V4_WHAT)?;
         if bytes[0] >> 4 != 4 {
             return Err(ParseError::Version {
-                what: WHAT,
+                what: V4_WHAT,
                 version: bytes[0] >> 4,
             });
         }
-        let header_len = usize::from(bytes[0] & 0xf) * 4;
-        if header_len != V4_LEN {
+        if bytes[0] & 0xf != 5 {
             // Options are not under the ICRC's rules; nothing that speaks RoCEv2 sends them.
             return Err(ParseError::Value {
                 what: "IPv4 header length",
                 value: u32::from(bytes[0] & 0xf) * 4,
             });
         }
-        let total_len = usize::from(be16(bytes, 2));
-        if total_len < V4_LEN || total_len > bytes.len() {
-            return Err(ParseError::Length {
-                what: WHAT,
-                says: total_len,
-                have: bytes.len(),
-            });
-        }
         if checksum(&bytes[..V4_LEN]) != 0 {
             return Err(ParseError::IpChecksum);
         }
-        let repr = V4 {
+        let total_len = be16(bytes, 2);
+        if usize::from(total_len) < V4_LEN {
+            return Err(ParseError::Length {
+                what: V4_WHAT,
+                says: usize::from(total_len),
+                have: bytes.len(),
+            });
+        }
+        Ok(V4 {
             tos: bytes[1],
-            total_len: be16(bytes, 2),
+            total_len,
             ident: be16(bytes, 4),
             flags_fragment: be16(bytes, 6),
             ttl: bytes[8],
             protocol: bytes[9],
             src: array(bytes, 12),
             dst: array(bytes, 16),
-        };
-        Ok((repr, &bytes[V4_LEN..total_len]))
+        })
     }
 
     /// Whether it is a part of a packet.
@@ -138,34 +151,37 @@ pub struct V6 {
 impl V6 {
     /// Parses a header. Gives the bytes behind it, without what lies behind the packet's end.
     pub fn parse(bytes: &[u8]) -> Result<(V6, &[u8])> {
-        const WHAT: &str = "IPv6 header";
-        need(bytes, V6_LEN, WHAT)?;
-        let first = be32(bytes, 0);
-        if first >> 28 != 6 {
-            return Err(ParseError::Version {
-                what: WHAT,
-                version: bytes[0] >> 4,
-            });
-        }
-        let payload_len = be16(bytes, 4);
-        let end = V6_LEN + usize::from(payload_len);
+        let repr = V6::parse_header(bytes)?;
+        let end = V6_LEN + usize::from(repr.payload_len);
         if end > bytes.len() {
             return Err(ParseError::Length {
-                what: WHAT,
+                what: V6_WHAT,
                 says: end,
                 have: bytes.len(),
             });
         }
-        let repr = V6 {
+        Ok((repr, &bytes[V6_LEN..end]))
+    }
+
+    /// Parses a header whose packet may have been cut.
+    pub fn parse_header(bytes: &[u8]) -> Result<V6> {
+        need(bytes, V6_LEN, V6_WHAT)?;
+        let first = be32(bytes, 0);
+        if first >> 28 != 6 {
+            return Err(ParseError::Version {
+                what: V6_WHAT,
+                version: bytes[0] >> 4,
+            });
+        }
+        Ok(V6 {
             traffic_class: (first >> 20) as u8,
             flow_label: first & 0xf_ffff,
-            payload_len,
+            payload_len: be16(bytes, 4),
             next_header: bytes[6],
             hop_limit: bytes[7],
             src: array(bytes, 8),
             dst: array(bytes, 24),
-        };
-        Ok((repr, &bytes[V6_LEN..end]))
+        })
     }
 
     /// Writes the first [`V6_LEN`] bytes.

@@ -94,8 +94,14 @@ impl Repr {
     /// Parses all headers of a packet.
     #[inline]
     pub fn parse(packet: &Packet<'_>) -> Result<Repr> {
-        let bth = Bth::parse(packet.bytes)?;
-        let ext = Extension::parse(bth.opcode.info().layout, &packet.bytes[bth::LEN..])?;
+        Repr::parse_headers(packet.bytes)
+    }
+
+    /// Parses headers, whatever is behind them: for packets of which only the beginning is there.
+    #[inline]
+    pub fn parse_headers(bytes: &[u8]) -> Result<Repr> {
+        let bth = Bth::parse(bytes)?;
+        let ext = Extension::parse(bth.opcode.info().layout, &bytes[bth::LEN..])?;
         Ok(Repr { bth, ext })
     }
 

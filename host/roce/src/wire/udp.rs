@@ -22,12 +22,7 @@ impl Udp {
     /// Parses a header that fills `bytes` with its payload. Gives the payload.
     pub fn parse(bytes: &[u8]) -> Result<(Udp, &[u8])> {
         need(bytes, LEN, "UDP header")?;
-        let repr = Udp {
-            src_port: be16(bytes, 0),
-            dst_port: be16(bytes, 2),
-            len: be16(bytes, 4),
-            checksum: be16(bytes, 6),
-        };
+        let repr = Udp::parse_header(bytes);
         if usize::from(repr.len) != bytes.len() {
             return Err(ParseError::Length {
                 what: "UDP header",
@@ -36,6 +31,16 @@ impl Udp {
             });
         }
         Ok((repr, &bytes[LEN..]))
+    }
+
+    /// The first [`LEN`] bytes, which must be there, whatever follows.
+    pub(crate) fn parse_header(bytes: &[u8]) -> Udp {
+        Udp {
+            src_port: be16(bytes, 0),
+            dst_port: be16(bytes, 2),
+            len: be16(bytes, 4),
+            checksum: be16(bytes, 6),
+        }
     }
 
     /// Writes the first [`LEN`] bytes.
