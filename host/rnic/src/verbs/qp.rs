@@ -234,7 +234,8 @@ impl Engine {
 
     /// Whether there is a way to a GID.
     pub(super) fn is_reachable(&self, gid: &[u8; 16]) -> bool {
-        self.is_local(gid) || self.has_wire()
+        let v4 = |gid: &[u8; 16]| std::net::Ipv6Addr::from(*gid).to_ipv4_mapped().is_some();
+        self.is_local(gid) || (self.has_wire() && v4(gid) == v4(&self.config.gid))
     }
 
     /// A QP's attributes and state.

@@ -112,11 +112,15 @@ impl Engine {
     }
 
     fn fail_front(&mut self, slot: usize, status: WcStatus) {
-        let front = self
-            .qp_mut(slot)
-            .wire
-            .as_mut()
-            .and_then(|q| q.wrs.pop_front());
+        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
+            q.stuck = None;
+            if q.service == Service::Uc
+                && let Some(r) = q.requester.as_mut()
+            {
+                r.abandon();
+            }
+            q.wrs.pop_front()
+        });
         if let Some(wr) = front {
             self.complete_error(slot, &wr, status);
         }
