@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hyv_abi::control::QpAttr;
+use hyv_abi::control::{Counters, QpAttr};
 use hyv_abi::queue::{
     Cqe, INLINE_EXT, MAX_INLINE, MAX_SEND_SGE, SLOT_WORDS, SendHead, Sge, arm, seq,
 };
@@ -13,6 +13,7 @@ use crate::Wake;
 use crate::mem::{Bytes, UserMemory, Words};
 use crate::recv::{RecvFrom, RecvWr};
 use crate::table::Table;
+use crate::wire::WireQp;
 
 /// Names a user of the engine; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -33,14 +34,28 @@ pub(crate) struct User {
     pub qps: Table<usize>,
     /// Slots of the engine's SRQs.
     pub srqs: Table<usize>,
+    pub ahs: Table<Ah>,
     pub mr_bytes: u64,
     pub max_mr_bytes: u64,
+    /// Of its QPs that are gone.
+    pub past: Counters,
 }
 
 /// A protection domain: only how many objects use it.
 #[derive(Default)]
 pub(crate) struct Pd {
     pub refs: u32,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ah {
+    pub pd: u32,
+    pub dest_gid: [u8; 16],
+    pub traffic_class: u8,
+    /// Never 0.
+    pub hop_limit: u8,
+    pub flow_label: u32,
 }
 
 pub(crate) struct Mr {
@@ -168,6 +183,11 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
+    /// PSN of the next datagram (UD).
+    pub datagram_psn: u32,
+    /// Its peer is on another host.
+    pub wire: Option<Box<WireQp>>,
+    pub counters: Counters,
 }
 
 impl Qp {

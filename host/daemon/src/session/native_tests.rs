@@ -32,6 +32,8 @@ impl Host {
             clock: Box::new(monotonic_ns),
             gid: GID,
             node_guid: 1,
+            carrier: None,
+            mad_bell: Box::new(|| {}),
         };
         let cell = EngineCell::new(Engine::new(config));
         let kicks = Kicks::new().unwrap();

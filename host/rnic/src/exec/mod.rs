@@ -1,9 +1,9 @@
-//! Executes a work request between two QPs of this host, memory to memory: what requester and responder of
-//! a reliable connection do (InfiniBand Architecture 1.4, section 9.7), without packets in between.
+//! Executes a work request between two QPs of this host, memory to memory: what requester and responder
+//! do (InfiniBand Architecture 1.4, sections 9.7 and 9.8), without packets in between.
 
 use hyv_abi::queue::{CQE_DATA, WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
 use hyv_abi::sync::Ordering;
-use hyv_abi::types::{Access, QpState};
+use hyv_abi::types::{Access, QpState, QpType};
 use hyv_abi::window::summary;
 
 use self::complete::Arrived;
@@ -14,8 +14,9 @@ use crate::mem::Bytes;
 use crate::objects::{User, WaitFor, Wr};
 use crate::recv::RecvWr;
 
-mod complete;
+pub(crate) mod complete;
 mod copy;
+pub(crate) mod datagram;
 
 /// What a responder finds wrong; decides both sides' statuses (IBA 1.4, table 60 and 61).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,25 +30,32 @@ enum Nak {
 }
 
 impl Engine {
-    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS.
+    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS. All that came before it in its queue is
+    /// done, so a fence has nothing to wait for.
     #[inline]
     pub(crate) fn execute(&mut self, slot: usize, wr: &mut Wr) -> Step {
         let Some(op) = WrOpcode::from_u8(wr.head.opcode) else {
             return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
         };
+        let ty = self.qp(slot).ty;
+        if ty == QpType::Ud {
+            return self.send_datagram(slot, wr, op);
+        }
+        if ty == QpType::Uc && !unreliable(op) {
+            return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
+        }
         let peer = {
             let qp = self.qp(slot);
             match self.find_qpn(qp.attr.dest_qp_num) {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
-                        && matches!(
-                            self.qp(p).state,
-                            QpState::Rtr | QpState::Rts | QpState::Sqd
-                        ) =>
+                        && self.qp(p).ty == ty
+                        && self.qp(p).wire.is_none()
+                        && receives(self.qp(p).state) =>
                 {
                     p
                 }
-                _ => return Step::Wait(WaitFor::Peer),
+                _ => return self.no_peer(slot, wr),
             }
         };
         if self.qp(peer).state == QpState::Rtr {
@@ -64,9 +72,39 @@ impl Engine {
         }
     }
 
+    /// Nobody answers: a reliable connection tries again, an unreliable one does not even know.
+    #[cold]
+    fn no_peer(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Peer),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// The peer has no receive posted.
+    #[cold]
+    fn no_receive(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Receive),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// A message of an unreliable service that nobody takes: for its sender it is done, if only its own side is right.
+    #[cold]
+    fn lost(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.open_local(slot, wr, Access::empty()) {
+            Ok(total) => {
+                self.complete_ok(slot, wr, None);
+                Step::Done(total)
+            }
+            Err(status) => self.complete_error(slot, wr, status),
+        }
+    }
+
     /// A message reached a QP that may not send yet: the first one is worth an event.
     #[cold]
-    fn established(&mut self, slot: usize) {
+    pub(crate) fn established(&mut self, slot: usize) {
         let qp = self.qp_mut(slot);
         if !std::mem::replace(&mut qp.established, true) {
             self.raise(slot, summary::QP_COMM_ESTABLISHED);
@@ -194,12 +232,6 @@ impl Engine {
         Step::Done(moved)
     }
 
-    /// The peer has no receive posted.
-    #[cold]
-    fn no_receive(&mut self, _slot: usize, _wr: &Wr) -> Step {
-        Step::Wait(WaitFor::Receive)
-    }
-
     fn read(&mut self, slot: usize, peer: usize, wr: &mut Wr) -> Step {
         if wr.head.flags & flags::INLINE != 0 || self.qp(slot).attr.max_rd_atomic == 0 {
             return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
@@ -269,7 +301,12 @@ impl Engine {
 
     /// Opens the local side into `self.src`; gives the message's length.
     #[inline]
-    fn open_local(&mut self, slot: usize, wr: &mut Wr, need: Access) -> Result<u64, WcStatus> {
+    pub(crate) fn open_local(
+        &mut self,
+        slot: usize,
+        wr: &mut Wr,
+        need: Access,
+    ) -> Result<u64, WcStatus> {
         self.src.clear();
         let mut total = 0u64;
         if wr.head.flags & flags::INLINE != 0 {
@@ -319,7 +356,7 @@ impl Engine {
     /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
     /// opcode (IBA 1.4, table 60), and comes before any look at the key.
     #[inline]
-    fn enabled(&self, peer: usize, need: Access) -> bool {
+    pub(crate) fn enabled(&self, peer: usize, need: Access) -> bool {
         self.qp(peer).attr.access & need.bits() != 0
     }
 
@@ -341,10 +378,13 @@ impl Engine {
         &mut self,
         slot: usize,
         peer: usize,
-        wr: &Wr,
+        wr: &mut Wr,
         recv: Option<Box<RecvWr>>,
         nak: Nak,
     ) -> Step {
+        if self.qp(slot).ty == QpType::Uc {
+            return self.drop_message(slot, peer, wr, recv, nak);
+        }
         let (mine, theirs, event) = match nak {
             Nak::InvalidRequest => (WcStatus::RemInvReqErr, None, summary::QP_REQUEST_ERROR),
             Nak::RemoteAccess => (WcStatus::RemAccessErr, None, summary::QP_ACCESS_ERROR),
@@ -363,4 +403,43 @@ impl Engine {
         }
         self.complete_error(slot, wr, mine)
     }
+
+    /// A responder without acknowledgements refuses: it drops the message, and keeps the receive for the next one unless
+    /// that is at fault itself.
+    #[cold]
+    fn drop_message(
+        &mut self,
+        slot: usize,
+        peer: usize,
+        wr: &mut Wr,
+        recv: Option<Box<RecvWr>>,
+        nak: Nak,
+    ) -> Step {
+        match (recv, nak) {
+            (Some(recv), Nak::RemoteOperational(status)) => {
+                self.fail_recv(peer, recv, status);
+                self.doomed.push(peer);
+            }
+            (Some(recv), _) => self.qp_mut(peer).receiving = Some(recv),
+            (None, _) => {}
+        }
+        self.qp_mut(peer).counters.drops_receive += 1;
+        self.lost(slot, wr)
+    }
+}
+
+/// What unreliable connections can do (IBA 1.4, table 37).
+fn unreliable(op: WrOpcode) -> bool {
+    matches!(
+        op,
+        WrOpcode::Send | WrOpcode::SendImm | WrOpcode::Write | WrOpcode::WriteImm
+    )
+}
+
+/// Whether a QP in that state takes messages (IBA 1.4, 10.3.1).
+pub(crate) fn receives(state: QpState) -> bool {
+    matches!(
+        state,
+        QpState::Rtr | QpState::Rts | QpState::Sqd | QpState::Sqe
+    )
 }

@@ -16,6 +16,7 @@ use crate::mem::UserMemory;
 use crate::objects::{Pd, User, UserId};
 use crate::table::Table;
 
+mod ah;
 mod cq;
 mod mr;
 mod qp;
@@ -58,7 +59,9 @@ impl Engine {
             cqs: Table::new(MAX_CQS),
             qps: Table::new(MAX_QPS),
             srqs: Table::new(MAX_SRQS),
+            ahs: Table::new(limits::MAX_AHS),
             mr_bytes: 0,
+            past: crate::wire::zeroed(),
         });
         Ok(UserId {
             slot: slot as u32,
@@ -73,7 +76,15 @@ impl Engine {
         for slot in qps {
             let (qpn, peer) = {
                 let qp = self.qp(slot);
-                (qp.qpn, qp.attr.dest_qp_num)
+                let remote = qp.wire.is_some();
+                (
+                    qp.qpn,
+                    if remote {
+                        u32::MAX
+                    } else {
+                        qp.attr.dest_qp_num
+                    },
+                )
             };
             self.drop_qp(slot);
             if let Some(p) = self.find_qpn(peer)
@@ -134,7 +145,7 @@ impl Engine {
         Ok(PortAttr {
             state: 4,
             max_mtu: limits::MAX_MTU,
-            active_mtu: limits::MAX_MTU,
+            active_mtu: self.active_mtu(),
             gid_tbl_len: 1,
             max_msg_len: limits::MAX_MSG,
             pkey_tbl_len: 1,

@@ -16,11 +16,9 @@ impl Engine {
     pub fn create_qp(&mut self, id: UserId, req: &CreateQp) -> Result<QpReply> {
         let u = self.slot_of(id)?;
         let user = self.user(u);
-        match QpType::from_u32(req.qp_type) {
-            Some(QpType::Rc) => {}
-            Some(_) => return err(Errno::OpNotSupp, Reason::BadQpType),
-            None => return err(Errno::Inval, Reason::BadQpType),
-        }
+        let Some(ty) = QpType::from_u32(req.qp_type) else {
+            return err(Errno::Inval, Reason::BadQpType);
+        };
         user.pds.get(req.pd).ok_or(BAD_HANDLE)?;
         let send_cq = *user.cqs.get(req.send_cq).ok_or(BAD_HANDLE)?;
         let recv_cq = *user.cqs.get(req.recv_cq).ok_or(BAD_HANDLE)?;
@@ -68,7 +66,7 @@ impl Engine {
             user: u,
             handle,
             qpn,
-            ty: QpType::Rc,
+            ty,
             pd: req.pd,
             sig_all: req.sig_all != 0,
             state: QpState::Reset,
@@ -85,6 +83,9 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
+            datagram_psn: 0,
+            wire: None,
+            counters: crate::wire::zeroed(),
         }));
         self.cq_mut(send_cq).refs += 1;
         self.cq_mut(recv_cq).refs += 1;
@@ -107,6 +108,7 @@ impl Engine {
         let (ty, now) = (self.qp(slot).ty, self.qp(slot).state);
         let to = state::check(ty, now, mask, req.attr.state, req.attr.cur_state)?;
         let attr = self.merge(self.qp(slot).attr, mask, &req.attr)?;
+        self.check_path(slot, to, &attr)?;
         let qp = self.qp_mut(slot);
         qp.attr = attr;
         match to {
@@ -119,12 +121,17 @@ impl Engine {
                 }
                 (qp.current, qp.wait) = (None, None);
                 qp.established = false;
+                qp.wire = None;
                 self.return_recv(slot);
                 self.forget(slot);
             }
             QpState::Err => self.set_error(slot),
             _ => {
                 qp.state = to;
+                self.set_up_wire(slot, now);
+                if now == QpState::Rtr {
+                    self.qp_mut(slot).datagram_psn = attr.sq_psn;
+                }
                 if to == QpState::Rts {
                     self.activate(slot);
                 }
@@ -189,11 +196,18 @@ impl Engine {
             }
         }
         if mask.contains(M::AV) {
-            if !self.is_local(&new.dest_gid) {
-                return err(Errno::HostUnreach, Reason::BadGid);
+            if !self.is_reachable(&new.dest_gid) {
+                return err(Errno::HostUnreach, Reason::NoRoute);
             }
-            (have.dest_gid, have.traffic_class, have.hop_limit) =
-                (new.dest_gid, new.traffic_class, new.hop_limit);
+            if new.sgid_index != 0 {
+                return err(Errno::Inval, Reason::BadGid);
+            }
+            if new.traffic_class > 0xff || new.hop_limit > 0xff || new.flow_label >= 1 << 20 {
+                return err(Errno::Inval, Reason::BadAttr);
+            }
+            have.dest_gid = new.dest_gid;
+            (have.traffic_class, have.hop_limit) = (new.traffic_class, new.hop_limit);
+            have.flow_label = new.flow_label;
         }
         Ok(have)
     }
@@ -208,6 +222,11 @@ impl Engine {
             || v6
                 .to_ipv4_mapped()
                 .is_some_and(|v4| v4.is_loopback() || v4.is_unspecified())
+    }
+
+    /// Whether there is a way to a GID.
+    pub(super) fn is_reachable(&self, gid: &[u8; 16]) -> bool {
+        self.is_local(gid) || self.has_wire()
     }
 
     /// A QP's attributes and state.
@@ -255,6 +274,8 @@ impl Engine {
             return;
         };
         self.free_qps.push(slot);
+        crate::wire::add(&mut self.past, &qp.counters);
+        crate::wire::add(&mut self.user_mut(qp.user).past, &qp.counters);
         self.cq_mut(qp.send_cq).refs -= 1;
         self.cq_mut(qp.recv_cq).refs -= 1;
         if let RecvFrom::Shared(srq) = qp.recv {

@@ -10,6 +10,7 @@
     reason = "the contract's names, for whichever file needs them"
 )]
 
+pub mod net;
 mod queues;
 
 use std::ptr::NonNull;
@@ -153,12 +154,19 @@ impl Clock {
 
 /// An engine on virtual time.
 pub fn engine() -> (Engine, Clock) {
+    engine_at(GID)
+}
+
+/// The same with another GID.
+pub fn engine_at(gid: [u8; 16]) -> (Engine, Clock) {
     let clock = Clock(Arc::new(AtomicU64::new(1_000_000)));
     let time = Arc::clone(&clock.0);
     let config = EngineConfig {
         clock: Box::new(move || time.load(Ordering::SeqCst)),
-        gid: GID,
+        gid,
         node_guid: 0x1234,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     (Engine::new(config), clock)
 }
