@@ -18,7 +18,7 @@ const NO_LID: u16 = 0xffff;
 
 /// What connection management says of this host to others.
 #[derive(Clone, Copy, Debug)]
-pub struct WireConfig {
+pub struct CmWire {
     /// GUID of the device.
     pub ca_guid: u64,
     /// Largest path MTU that the link takes, bytes: 256 to 4096.

@@ -6,7 +6,7 @@ use super::*;
 fn a_connection_is_agreed_used_and_ended() {
     for disconnector in [0, 1] {
         let mut net = Net::new(2, 7, NONE);
-        net.nodes[0].cm.set_wire(WireConfig {
+        net.nodes[0].cm.set_wire(CmWire {
             ca_guid: 1,
             path_mtu: 1024,
             traffic_class: 0,
@@ -115,7 +115,7 @@ fn refusals_say_why() {
     assert_eq!((e.status, e.param.private_len), (rej::CONSUMER, 148));
     assert_eq!(&e.param.private[..10], b"not today\0");
     // Its packets are too large for us.
-    net.nodes[1].cm.wire = Some(WireConfig {
+    net.nodes[1].cm.wire = Some(CmWire {
         ca_guid: 1,
         path_mtu: 1024,
         traffic_class: 0,
@@ -359,7 +359,7 @@ fn a_queue_pair_that_comes_back_ends_the_old_connection() {
     let mut p = Pair::established();
     // The peer's host starts anew, and uses the same queue pair.
     let mut cm = Cm::new(CmConfig::default(), vec![gid(0)]);
-    cm.set_wire(WireConfig {
+    cm.set_wire(CmWire {
         ca_guid: 1,
         path_mtu: 4096,
         traffic_class: 0,
@@ -476,7 +476,7 @@ fn users_of_one_host_with_addresses_of_their_own() {
     // Two devices, one host: each has all ports, and they meet without a MAD.
     let (a, b) = (gid(0), gid(9));
     let mut cm = Cm::new(CmConfig::default(), vec![a, b]);
-    cm.set_wire(WireConfig {
+    cm.set_wire(CmWire {
         ca_guid: 1,
         path_mtu: 1024,
         traffic_class: 0,

@@ -107,7 +107,7 @@ impl Net {
     fn new(nodes: usize, seed: u64, faults: Faults) -> Self {
         let nodes = (0..nodes).map(|n| {
             let mut cm = Cm::new(CmConfig::default(), vec![gid(n)]);
-            cm.set_wire(WireConfig {
+            cm.set_wire(CmWire {
                 ca_guid: n as u64 + 0x100,
                 path_mtu: 4096,
                 traffic_class: 0,

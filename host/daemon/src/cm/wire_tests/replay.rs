@@ -108,7 +108,7 @@ fn number(body: &Body) -> u32 {
 /// We are `us`: what Linux sent to it comes in, the application does what Linux's did, and what we send is compared.
 fn replay(name: &str, us: Gid) -> usize {
     let mut cm = Cm::new(CmConfig::default(), vec![us]);
-    cm.set_wire(WireConfig {
+    cm.set_wire(CmWire {
         ca_guid: 1,
         path_mtu: 1024,
         traffic_class: 0,
