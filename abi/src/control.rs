@@ -18,6 +18,10 @@ pub const MAX_PRIVATE_REQ: usize = 56;
 pub const MAX_PRIVATE_REP: usize = 196;
 /// Private data of a reject.
 pub const MAX_PRIVATE_REJ: usize = 148;
+/// Private data of a datagram's request (SIDR_REQ: 216 bytes less the 36 of the header).
+pub const MAX_PRIVATE_SIDR_REQ: usize = 180;
+/// Private data of the answer to it, yes or no (SIDR_REP).
+pub const MAX_PRIVATE_SIDR_REP: usize = 136;
 /// Room for private data in every message.
 pub const PRIVATE_LEN: usize = 196;
 
@@ -745,6 +749,12 @@ body! {
         rnr_retry_count: u8,
         /// Q_Key of the datagram QP ([`PortSpace::Udp`]); 0 otherwise.
         qkey: u32,
+        /// Path MTU, bytes: 256 to 4096. With `CmConnect` the most that is wanted, 0 for what the port has; with an event what
+        /// the connection has. The accepting side does not choose it.
+        path_mtu: u32,
+        /// ACK timeout, a 5-bit code (4.096 us x 2^code). Chosen by the connecting side (0: the host's choice), and with an
+        /// event what the connection has.
+        ack_timeout: u32,
         /// Bytes of private data.
         private_len: u32,
         /// Private data.
@@ -937,6 +947,8 @@ impl CmParam {
         retry_count: 0,
         rnr_retry_count: 0,
         qkey: 0,
+        path_mtu: 0,
+        ack_timeout: 0,
         private_len: 0,
         private: [0; PRIVATE_LEN],
     };

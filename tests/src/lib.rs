@@ -6,6 +6,7 @@
 //! | [`Running`], [`Run`] | a command under a time limit, and what it said |
 //! | [`Appliance`] | a store in a guest, started by the command that users type |
 //! | [`Accelerator`], [`on_each_accelerator!`] | the same case under KVM and TCG |
+//! | [`linux`] | a real RoCEv2 peer in a network of the test's own |
 //! | [`records`] | records of every size and their files |
 //!
 //! The programs come from the variables that the build command sets (`HYV_KV`, `HYV_HOST`, `HYV_IMAGE`,
@@ -13,6 +14,8 @@
 
 mod accelerator;
 mod appliance;
+mod limits;
+pub mod linux;
 pub mod programs;
 mod random;
 pub mod records;

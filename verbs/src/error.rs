@@ -50,6 +50,8 @@ pub enum Error {
     },
     /// An object is still in use by another one.
     InUse,
+    /// Objects of different contexts were to work together.
+    OtherContext,
     /// Private data is longer than its message can carry.
     PrivateData {
         /// Bytes given.
@@ -90,9 +92,10 @@ impl Error {
             Self::AlreadyOpen | Self::InUse => Errno::Busy as u32,
             Self::OutOfMemory { .. } => Errno::NoMem as u32,
             Self::NotShared => Errno::Fault as u32,
-            Self::BadSize { .. } | Self::PrivateData { .. } | Self::NoQueuePair => {
-                Errno::Inval as u32
-            }
+            Self::BadSize { .. }
+            | Self::PrivateData { .. }
+            | Self::NoQueuePair
+            | Self::OtherContext => Errno::Inval as u32,
             Self::Rejected { .. } => Errno::ConnRefused as u32,
             Self::Connection { .. } => Errno::HostUnreach as u32,
         }
@@ -144,6 +147,9 @@ impl fmt::Display for Error {
                 write!(f, "{what}: {asked} is not possible, at most {max}")
             }
             Self::InUse => f.write_str("other objects still use it: destroy those first"),
+            Self::OtherContext => f.write_str(
+                "the objects belong to different contexts: make them all on clones of one",
+            ),
             Self::PrivateData { len, max } => {
                 write!(
                     f,
@@ -191,10 +197,15 @@ pub enum PostError {
     TooManySges,
     /// More inline data than the queue pair was made for.
     InlineTooLong,
-    /// The opcode cannot carry this payload: inline data for a READ, or not exactly one SGE for an atomic.
+    /// The opcode cannot carry this payload: inline data for a READ, not exactly one SGE for an atomic, or any for a bind or an
+    /// invalidate.
     BadPayload,
     /// The queue pair's state does not take such work requests yet.
     BadState,
+    /// The queue pair's type has no such operation: a READ of unreliable ones, or datagrams where there is a connection.
+    BadOperation,
+    /// The queue pair takes its receives from a shared queue.
+    SharedReceives,
 }
 
 impl fmt::Display for PostError {
@@ -206,6 +217,10 @@ impl fmt::Display for PostError {
             Self::BadPayload => "this opcode cannot carry this payload",
             Self::BadState => {
                 "the queue pair is not in a state for it: bring it to INIT, RTR and RTS first"
+            }
+            Self::BadOperation => "this type of queue pair has no such operation",
+            Self::SharedReceives => {
+                "the queue pair takes receives from a shared queue: post them there"
             }
         })
     }

@@ -14,19 +14,30 @@ use crate::{cargo, elf};
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages that are built for guests only.
-pub const GUEST_PACKAGES: [&str; 3] = ["hyv-unikernel", "kvstore-image", "hyv-test-images"];
+pub const GUEST_PACKAGES: [&str; 4] = [
+    "hyv-unikernel",
+    "kvstore-image",
+    "hyv-tools-image",
+    "hyv-test-images",
+];
 
 /// The store's image.
 pub const KVSTORE_IMAGE: &[&str] = &["kvstore-image"];
 
+/// The tools' image.
+pub const TOOLS_IMAGE: &[&str] = &["hyv-tools-image"];
+
 /// Every package whose programs are images.
-pub const IMAGES: &[&str] = &["kvstore-image", "hyv-test-images"];
+pub const IMAGES: &[&str] = &["kvstore-image", "hyv-tools-image", "hyv-test-images"];
 
 /// A host program: its package and its name.
 pub type HostProgram = (&'static str, &'static str);
 
 /// The store's command line.
 pub const KV: HostProgram = ("kvstore-cli", "kv");
+
+/// The RDMA tools.
+pub const TOOLS: HostProgram = ("hyv-tools-cli", "hyv-tools");
 
 /// The launcher of any image.
 pub const HYV_HOST: HostProgram = ("hyv-host", "hyv-host");
@@ -166,6 +177,7 @@ pub fn host_program(paths: &Paths, (package, name): HostProgram) -> Result<()> {
 pub fn everything(paths: &Paths) -> Result<()> {
     images(paths, IMAGES)?;
     host_program(paths, KV)?;
+    host_program(paths, TOOLS)?;
     host_program(paths, HYV_HOST)
 }
 

@@ -39,6 +39,18 @@ enum Cli {
     /// Talk to a running store: put, get, del, list, load, dump, stats, bench (see `kv --help`).
     #[command(disable_help_flag = true)]
     Kv(PassedOn),
+    /// Measure verbs: latency or bandwidth, in a guest and as a Linux process (see `perf --help`).
+    #[command(disable_help_flag = true)]
+    Perf(PassedOn),
+    /// Exchange messages with ibv_rc_pingpong, ibv_uc_pingpong or ibv_ud_pingpong, as client or server.
+    #[command(disable_help_flag = true)]
+    Pingpong(PassedOn),
+    /// Exchange messages with rping over RDMA CM, as client or server.
+    #[command(disable_help_flag = true)]
+    Rping(PassedOn),
+    /// Check captures of RoCEv2: every ICRC, every byte, every PSN (see `pcap --help`).
+    #[command(disable_help_flag = true)]
+    Pcap(PassedOn),
     /// Run any image with hyv-host (see `host --help`).
     #[command(disable_help_flag = true)]
     Host(PassedOn),
@@ -95,6 +107,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             build::host_program(&paths, build::KV)?;
             exec(&paths, &paths.program("kv"), args, "./run.sh kv").map(|never| match never {})
         }
+        Cli::Perf(PassedOn { args }) => tools(&paths, "perf", args, true),
+        Cli::Pingpong(PassedOn { args }) => tools(&paths, "pingpong", args, true),
+        Cli::Rping(PassedOn { args }) => tools(&paths, "rping", args, true),
+        Cli::Pcap(PassedOn { args }) => tools(&paths, "pcap", args, false),
         Cli::Host(PassedOn { args }) => {
             if !asks_for_help(&args) {
                 setup::require(&[Need::Linker, Need::Qemu])?;
@@ -104,7 +120,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .map(|never| match never {})
         }
         Cli::Setup => {
-            setup::require(&[Need::Linker, Need::Qemu])?;
+            setup::require(&[Need::Linker, Need::Qemu, Need::Networks])?;
             println!("everything needed is there");
             Ok(ExitCode::SUCCESS)
         }
@@ -116,6 +132,22 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Cli::Check => test::check(&paths),
         Cli::Test(options) => test::run(&paths, &options),
     }
+}
+
+/// Becomes `hyv-tools TOOL ARGS`; with `guest`, its image is built too.
+fn tools(paths: &paths::Paths, tool: &str, args: Vec<OsString>, guest: bool) -> Result<ExitCode> {
+    let guest = guest && !asks_for_help(&args);
+    if guest {
+        setup::require(&[Need::Linker, Need::Qemu])?;
+        if !has_option(&args, "--image") {
+            build::images(paths, build::TOOLS_IMAGE)?;
+        }
+    } else {
+        setup::require(&[Need::Linker])?;
+    }
+    build::host_program(paths, build::TOOLS)?;
+    let args = [OsString::from(tool)].into_iter().chain(args);
+    exec(paths, &paths.program("hyv-tools"), args, "./run.sh").map(|never| match never {})
 }
 
 /// Becomes `program`, in the caller's folder, with the environment that tells it where images are.

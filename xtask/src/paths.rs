@@ -47,9 +47,11 @@ impl Paths {
     }
 
     /// What programs and tests are told.
-    pub fn environment(&self) -> [(&'static str, PathBuf); 5] {
+    pub fn environment(&self) -> [(&'static str, PathBuf); 7] {
         [
             ("HYV_KV", self.program("kv")),
+            ("HYV_TOOLS", self.program("hyv-tools")),
+            ("HYV_TOOLS_IMAGE", self.images().join("hyv-tools.elf")),
             ("HYV_HOST", self.program("hyv-host")),
             ("HYV_IMAGE", self.images().join("kvstore.elf")),
             ("HYV_TEST_IMAGE", self.images().join("hyv-test.elf")),

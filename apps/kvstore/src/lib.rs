@@ -19,7 +19,6 @@ extern crate std;
 pub mod client;
 pub mod crc;
 pub mod limits;
-pub mod probe;
 pub mod proto;
 pub mod server;
 pub mod status;

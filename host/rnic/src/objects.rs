@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hyv_abi::control::QpAttr;
+use hyv_abi::control::{Counters, QpAttr};
 use hyv_abi::queue::{
     Cqe, INLINE_EXT, MAX_INLINE, MAX_SEND_SGE, SLOT_WORDS, SendHead, Sge, arm, seq,
 };
@@ -11,7 +11,9 @@ use hyv_abi::types::{Access, QpState, QpType};
 
 use crate::Wake;
 use crate::mem::{Bytes, UserMemory, Words};
+use crate::recv::{RecvFrom, RecvWr};
 use crate::table::Table;
+use crate::wire::WireQp;
 
 /// Names a user of the engine; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -30,14 +32,30 @@ pub(crate) struct User {
     pub cqs: Table<usize>,
     /// Slots of the engine's QPs; a handle's index is the doorbell index.
     pub qps: Table<usize>,
+    /// Slots of the engine's SRQs.
+    pub srqs: Table<usize>,
+    pub ahs: Table<Ah>,
     pub mr_bytes: u64,
     pub max_mr_bytes: u64,
+    /// Of its QPs that are gone.
+    pub past: Counters,
 }
 
 /// A protection domain: only how many objects use it.
 #[derive(Default)]
 pub(crate) struct Pd {
     pub refs: u32,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ah {
+    pub pd: u32,
+    pub dest_gid: [u8; 16],
+    pub traffic_class: u8,
+    /// Never 0.
+    pub hop_limit: u8,
+    pub flow_label: u32,
 }
 
 pub(crate) struct Mr {
@@ -155,11 +173,9 @@ pub(crate) struct Qp {
     pub sq: Words,
     pub sq_mask: u32,
     pub sq_head: u32,
-    pub rq: Words,
-    pub rq_mask: u32,
-    pub rq_head: u32,
-    /// Words of a receive slot.
-    pub rq_stride: usize,
+    pub recv: RecvFrom,
+    /// A receive that was taken and not completed: of a message that takes many turns, or of one that was dropped.
+    pub receiving: Option<Box<RecvWr>>,
     /// A work request that was fetched and is not done.
     pub current: Option<Box<Wr>>,
     pub wait: Option<Wait>,
@@ -167,6 +183,11 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
+    /// PSN of the next datagram (UD).
+    pub datagram_psn: u32,
+    /// Its peer is on another host.
+    pub wire: Option<Box<WireQp>>,
+    pub counters: Counters,
 }
 
 impl Qp {
@@ -225,42 +246,6 @@ impl Qp {
         }
         Some(true)
     }
-
-    /// Reads the next receive work request. `None`: none posted.
-    #[inline]
-    pub fn peek_recv(&self) -> Option<Recv> {
-        let base = (self.rq_head & self.rq_mask) as usize * self.rq_stride;
-        let last = self
-            .rq
-            .at(base + self.rq_stride - 1)
-            .load(Ordering::Acquire);
-        if last as u32 != seq(self.rq_head) {
-            return None;
-        }
-        let num_sge = ((last >> 32) as usize).min((self.rq_stride - 2) / 2);
-        Some(Recv {
-            wr_id: self.rq.at(base).load(Ordering::Relaxed),
-            base,
-            num_sge,
-        })
-    }
-
-    #[inline]
-    pub fn recv_sge(&self, recv: &Recv, i: usize) -> Sge {
-        let at = recv.base + 1 + 2 * i;
-        Sge::from_words([
-            self.rq.at(at).load(Ordering::Relaxed),
-            self.rq.at(at + 1).load(Ordering::Relaxed),
-        ])
-    }
-}
-
-/// A receive work request, still in its slot.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Recv {
-    pub wr_id: u64,
-    pub base: usize,
-    pub num_sge: usize,
 }
 
 /// A send work request, copied out of its slots once.

@@ -82,3 +82,37 @@ pub trait Carrier: Send {
     /// Whether looking for packets is as cheap as a load (a mapped ring), or a system call that a driver should ration.
     fn cheap_poll(&self) -> bool;
 }
+
+impl<C: Carrier + ?Sized> Carrier for alloc::boxed::Box<C> {
+    fn local(&self) -> Gid {
+        (**self).local()
+    }
+
+    fn link_mtu(&self) -> usize {
+        (**self).link_mtu()
+    }
+
+    fn burst(&self, flow: &Flow) -> (usize, usize) {
+        (**self).burst(flow)
+    }
+
+    fn source_ports(&self) -> (u16, u16) {
+        (**self).source_ports()
+    }
+
+    fn ident(&self, index: usize) -> u16 {
+        (**self).ident(index)
+    }
+
+    fn send(&mut self, flow: &Flow, segment_len: usize, payloads: &[u8]) -> Sent {
+        (**self).send(flow, segment_len, payloads)
+    }
+
+    fn receive(&mut self, take: &mut dyn FnMut(&Arrival<'_>)) -> usize {
+        (**self).receive(take)
+    }
+
+    fn cheap_poll(&self) -> bool {
+        (**self).cheap_poll()
+    }
+}

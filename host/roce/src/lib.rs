@@ -6,3 +6,10 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod checks;
+pub mod icrc;
+pub mod limits;
+pub mod mad;
+pub mod pcap;
+pub mod transport;
+pub mod wire;

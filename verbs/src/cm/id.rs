@@ -97,15 +97,21 @@ impl IdShared {
             peer,
         } = *self.dialogue.lock();
         let depth = |a: u8, b: u8| u32::from(a.min(b));
+        let or = |said: u32, usual: u32| if said == 0 { usual } else { said };
+        let rtr = RtrParams::to(peer, remote.qpn, remote.psn);
         qp.to_rtr(&RtrParams {
+            path_mtu: or(remote.path_mtu, rtr.path_mtu),
             max_dest_rd_atomic: depth(local.responder_resources, remote.initiator_depth),
-            ..RtrParams::to(peer, remote.qpn, remote.psn)
+            ..rtr
         })?;
+        let rts = RtsParams::from_psn(local.psn);
         qp.to_rts(&RtsParams {
             max_rd_atomic: depth(local.initiator_depth, remote.responder_resources),
-            retry_cnt: u32::from(local.retry_count),
+            timeout: or(remote.ack_timeout, rts.timeout),
+            // The connecting side chooses for both; its own word comes back to it with the answer.
+            retry_cnt: u32::from(remote.retry_count),
             rnr_retry: u32::from(remote.rnr_retry_count),
-            ..RtsParams::from_psn(local.psn)
+            ..rts
         })
     }
 
@@ -304,9 +310,9 @@ impl CmId {
             initiator_depth: param.initiator_depth,
             retry_count: param.retry_count.min(7),
             rnr_retry_count: param.rnr_retry_count.min(7),
-            qkey: 0,
             private_len,
             private,
+            ..CmParam::EMPTY
         };
         self.shared.dialogue.lock().local = offer;
         Ok((qp, offer))

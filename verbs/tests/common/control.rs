@@ -82,7 +82,7 @@ pub fn serve(host: &FakeHost) {
 
 fn answer(host: &FakeHost, request: &[u8]) -> Vec<u8> {
     let (header, body) = RequestHeader::read_from_prefix(request).unwrap();
-    assert_eq!(header.version, 1);
+    assert_eq!(u32::from(header.version), hyv_abi::ABI_VERSION);
     assert_eq!(header.len as usize, body.len());
     let opcode = Opcode::from_u16(header.opcode).expect("a verb of the table");
     let mut device = host.device();

@@ -7,9 +7,7 @@
 //! | [`measure`] | slices of one operation after the other, with their floor |
 //! | [`session`] | finding a running instance and connecting to it |
 //! | [`format`] | TSV and JSON lines |
-//! | [`stats`] | histograms, ratios with their intervals |
 //! | [`report`] | the JSON report |
-//! | [`values`] | sizes and times as users type them |
 //! | [`limits`] | every limit, with its reason |
 
 pub mod commands;
@@ -19,5 +17,3 @@ pub mod measure;
 pub mod pump;
 pub mod report;
 pub mod session;
-pub mod stats;
-pub mod values;

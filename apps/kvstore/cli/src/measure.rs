@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use hyv_host::sys::clock;
 use hyv_host::sys::window::SharedWindow;
+use hyv_lab::{Latencies, Slice, median};
+use hyv_verbs::probe;
 use kvstore::client::{Client, ClientError, Simple};
-use kvstore::probe;
 use kvstore::proto::Reply;
 
 use crate::pump::Pump;
-use crate::stats::{Latencies, Slice};
 
 /// Keys that a measurement uses: few enough to stay in the caches (the figures are for a warm store).
 pub const KEYS: usize = 1_000;
@@ -232,9 +232,3 @@ impl<'a> Target<'a> {
 }
 
 static SINK: AtomicU64 = AtomicU64::new(0);
-
-/// Middle value.
-pub fn median(values: &mut [f64]) -> f64 {
-    let mid = values.len() / 2;
-    *values.select_nth_unstable_by(mid, f64::total_cmp).1
-}

@@ -552,7 +552,7 @@ pub enum Simple {
     Stats,
     /// Nothing but a reply: [`Reply::Empty`].
     Ping,
-    /// Bounce the probe line: [`Reply::Probe`], then see [`crate::probe`].
+    /// Bounce the probe line: [`Reply::Probe`], then see [`hyv_verbs::probe`].
     Probe {
         /// How often.
         rounds: u32,

@@ -388,7 +388,7 @@ impl Server {
         self.reply(link, tag, &Reply::Probe { rounds });
         if !link.broken {
             let platform = self.context.platform();
-            crate::probe::respond(
+            hyv_verbs::probe::respond(
                 &platform.window().probe.line,
                 rounds,
                 limits::PROBE_SILENCE_NS,

@@ -1,3 +1,5 @@
 //! The `hyv-tools` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    hyv_tools_cli::run()
+}

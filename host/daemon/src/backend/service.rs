@@ -318,6 +318,7 @@ impl Service {
         if let Some(ns) = user.take_wake_in() {
             self.timers.set(Timer::Wake(key), now.saturating_add(ns));
         }
+        self.cm.tick(now);
         let turn = user.turn(&mut self.cm, &*self.provider, &self.directory, now);
         self.shared
             .requests
@@ -413,6 +414,7 @@ impl Service {
         self.unwatch(&user.kick_control);
         self.timers.cancel(Timer::Wake(key));
         self.ready.retain(|k| *k != key);
+        self.cm.tick(monotonic_ns());
         self.cm.remove_user(key);
         self.directory.apply(&mut self.cm, &*self.provider);
         self.provider.remove_user(user.id);

@@ -6,7 +6,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyv_abi::control::{
-    CreateCq, CreateQp, DeviceAttr, ModifyQp, MrReply, PortAttr, QpAttr, QpReply, RegMr,
+    CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr,
+    QpAttr, QpReply, RegMr, SrqAttr,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_rnic::thread::Kicks;
@@ -130,6 +131,10 @@ impl Provider for SoftRnic {
         self.cell.control(|e| e.gid(port, index))
     }
 
+    fn pkey(&self, port: u32, index: u32) -> Result<PkeyReply> {
+        self.cell.control(|e| e.pkey(port, index))
+    }
+
     fn alloc_pd(&self, user: UserId) -> Result<u32> {
         self.with(user, |e, u| e.alloc_pd(u))
     }
@@ -168,6 +173,22 @@ impl Provider for SoftRnic {
 
     fn destroy_qp(&self, user: UserId, qp: u32) -> Result<()> {
         self.with(user, |e, u| e.destroy_qp(u, qp))
+    }
+
+    fn create_srq(&self, user: UserId, verb: &CreateSrq) -> Result<u32> {
+        self.with(user, |e, u| e.create_srq(u, verb))
+    }
+
+    fn modify_srq(&self, user: UserId, verb: &ModifySrq) -> Result<()> {
+        self.with(user, |e, u| e.modify_srq(u, verb))
+    }
+
+    fn query_srq(&self, user: UserId, srq: u32) -> Result<SrqAttr> {
+        self.with(user, |e, u| e.query_srq(u, srq))
+    }
+
+    fn destroy_srq(&self, user: UserId, srq: u32) -> Result<()> {
+        self.with(user, |e, u| e.destroy_srq(u, srq))
     }
 
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool {

@@ -14,11 +14,12 @@ use kvstore::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::appliance::Appliance;
-use crate::measure::{Operation, Target, median};
+use crate::measure::{Operation, Target};
 use crate::pump::Pump;
 use crate::report::{Floor, Mode, Native};
-use crate::stats::{Interval, Latencies, LatencySummary, Slice, pair_slices, paired_ratio};
-use crate::values;
+use hyv_lab::{
+    Interval, Latencies, LatencySummary, Slice, median, pair_slices, paired_ratio, values,
+};
 
 /// Length of a slice: short against the machine's own drift.
 const SLICE: Duration = Duration::from_millis(80);
@@ -403,7 +404,7 @@ fn alternate<'a>(appliance: &'a Appliance, lanes: &mut [Lane<'a>], time: Duratio
     let mut order: Vec<usize> = (0..lanes.len()).collect();
     let all = time * lanes.len() as u32;
     // An interval needs some rounds, however short the time.
-    while start.elapsed() < all || lanes[0].get.len() < 2 * crate::limits::MIN_PAIRS {
+    while start.elapsed() < all || lanes[0].get.len() < 2 * hyv_lab::limits::MIN_PAIRS {
         // Another order each round: nobody always comes after the same neighbour.
         for i in (1..order.len()).rev() {
             random ^= random << 13;

@@ -12,8 +12,9 @@ use kvstore::client::Client;
 
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
-use crate::stats::Latencies;
-use crate::{session, values};
+use crate::session;
+use hyv_lab::Latencies;
+use hyv_lab::values;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Where {

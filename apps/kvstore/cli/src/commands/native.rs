@@ -11,7 +11,7 @@ use kvstore::server::serve::{ServeOptions, Surroundings};
 use kvstore::server::{Server, ServerConfig, limits};
 use kvstore::status::Status;
 
-use crate::values;
+use hyv_lab::values;
 
 /// RAM of the process beside the store: rings, buffers, completion queues.
 const BESIDE_STORE: u64 = 48 << 20;

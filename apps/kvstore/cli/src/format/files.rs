@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Format, OpenError, Reader, WriteError, Writer, is_standard};
 use crate::limits::FILE_BUFFER_BYTES;
-use crate::report::atomic::Replacement;
+use hyv_lab::Replacement;
 
 /// Opens `path` (`-`: standard input) for reading, in `explicit` or what its ending says.
 ///

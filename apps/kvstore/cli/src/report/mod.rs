@@ -1,7 +1,5 @@
 //! The JSON report of a run.
 
-pub mod atomic;
-
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::stats::{Interval, LatencySummary};
+use hyv_lab::{Interval, LatencySummary};
 
 /// What a run of the appliance found out: one JSON object. Ratios are guest ÷ native.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,7 +128,7 @@ impl Report {
         if path.metadata().is_ok_and(|meta| !meta.is_file()) {
             return self.emit(std::fs::File::options().write(true).open(path)?);
         }
-        let mut file = atomic::Replacement::create(path)?;
+        let mut file = hyv_lab::Replacement::create(path)?;
         self.emit(&mut file)?;
         file.commit()
     }

@@ -132,7 +132,7 @@ fn a_replacement_that_is_dropped_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     std::fs::write(&path, "old").unwrap();
-    let mut file = atomic::Replacement::create(&path).unwrap();
+    let mut file = hyv_lab::Replacement::create(&path).unwrap();
     file.write_all(b"half of the new").unwrap();
     drop(file);
     assert_eq!(std::fs::read(&path).unwrap(), b"old");

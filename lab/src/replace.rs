@@ -31,7 +31,7 @@ impl Replacement {
             .as_ref()
             .map_or(0o666, |meta| meta.permissions().mode() & 0o777);
         let temporary = tempfile::Builder::new()
-            .prefix(".kv-")
+            .prefix(".hyv-")
             .permissions(Permissions::from_mode(mode))
             .tempfile_in(folder)
             .map_err(plain)?;

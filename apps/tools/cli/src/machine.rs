@@ -1,0 +1,180 @@
+//! A device with what runs on it: a guest with the tools' image, native processes, and who runs on which CPU.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use hyv_abi::window::UserState;
+use hyv_host::accel::{self, Accel, AccelKind, AccelRequest, QemuBinary};
+use hyv_host::instance::{Guest, Instance};
+use hyv_host::sys::cpu;
+use hyv_host::sys::process::spawn_bound;
+use hyv_host::sys::runtime_dir::RuntimeRoot;
+use hyv_host::vmm::GuestConfig;
+
+/// Which CPU does what: the engine (and whoever drives it inline) on one, the side under measurement on another.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    /// The engine, and the partner that drives it inline.
+    pub engine: Vec<usize>,
+    /// The side under measurement.
+    pub measured: Vec<usize>,
+}
+
+impl Roles {
+    /// From a list on the command line, or from what this process may use.
+    ///
+    /// # Errors
+    /// A list that makes no sense.
+    pub fn new(pin: Option<&str>) -> Result<Self> {
+        let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
+        let cpus = match pin {
+            Some(list) => {
+                cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?
+            }
+            None => allowed,
+        };
+        Ok(match *cpus {
+            [a, b, ..] => Self {
+                engine: vec![a],
+                measured: vec![b],
+            },
+            _ => Self {
+                engine: cpus.clone(),
+                measured: cpus,
+            },
+        })
+    }
+}
+
+/// A flag that signals raise; a second signal ends the program at once.
+///
+/// # Errors
+/// When signals cannot be watched.
+pub fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .context("cannot watch for signals")?;
+    }
+    Ok(stop)
+}
+
+/// The tools' image: `--image`, or where the build puts it.
+///
+/// # Errors
+/// When there is none.
+pub fn image(given: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.clone());
+    }
+    // target/release/hyv-tools -> target/image/hyv-tools.elf
+    let exe = std::env::current_exe().context("cannot find this program's own path")?;
+    exe.parent()
+        .and_then(|p| p.parent())
+        .map(|p| p.join("image/hyv-tools.elf"))
+        .filter(|p| p.is_file())
+        .context("no image: build it with ./run.sh build, or name one with --image PATH")
+}
+
+/// What runs guests here.
+///
+/// # Errors
+/// When nothing does.
+pub fn accelerator(request: AccelRequest) -> Result<(QemuBinary, Accel)> {
+    let root = RuntimeRoot::open()?;
+    Ok(accel::probe(request, Some(root.path()))?)
+}
+
+/// Boots a guest of the tools' image on `instance` and waits until it serves.
+///
+/// # Errors
+/// When it does not come up; its own story is in the message.
+pub fn boot(
+    instance: &Instance,
+    config: &GuestConfig,
+    (qemu, accel): (&QemuBinary, &Accel),
+    roles: &Roles,
+) -> Result<Guest> {
+    let guest = instance.launch(config, qemu, accel)?;
+    let limit = Duration::from_secs(if accel.kind == AccelKind::Kvm { 15 } else { 30 });
+    if let Err(e) = guest.qemu().wait_state(UserState::Ready, limit) {
+        // A guest that is just ending gets the time to say so.
+        let _ = guest.qemu().wait_timeout(Duration::from_millis(500));
+        if guest.qemu().exit_report().is_some() {
+            bail!("{}", guest.wait());
+        }
+        return Err(e).context("the guest did not come up");
+    }
+    if let Err(e) = guest.qemu().pin_vcpus(&roles.measured) {
+        tracing::warn!("the guest runs on any CPU: {e}");
+    }
+    if let Err(e) = guest.qemu().pin_others(&roles.engine) {
+        tracing::debug!("QEMU's other threads run anywhere: {e}");
+    }
+    Ok(guest)
+}
+
+/// A Linux process of this program; killed when dropped.
+#[derive(Debug)]
+pub struct Native {
+    child: Child,
+}
+
+impl Native {
+    /// Starts this program with other arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(args: &[String]) -> Result<Self> {
+        let exe = std::env::current_exe().context("cannot find this program's own path")?;
+        let mut command = Command::new(exe);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let child = spawn_bound(command, &[]).context("cannot start a native process")?;
+        Ok(Self { child })
+    }
+
+    /// Tries `connect` until it works, the process ends, or `limit` has passed.
+    ///
+    /// # Errors
+    /// The last error of `connect`, or that the process ended.
+    pub fn wait_for<T, E: Into<anyhow::Error>>(
+        &mut self,
+        limit: Duration,
+        mut connect: impl FnMut() -> Result<T, E>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            match connect() {
+                Ok(it) => return Ok(it),
+                Err(e) if start.elapsed() > limit => {
+                    return Err(e.into()).context("the native process does not serve");
+                }
+                Err(_) => {}
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the native process ended: {status}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

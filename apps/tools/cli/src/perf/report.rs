@@ -1,0 +1,122 @@
+//! The JSON report of `perf`.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use hyv_lab::Interval;
+use serde::Serialize;
+
+/// One verb and size on one side.
+#[derive(Serialize, Debug, Clone)]
+pub(crate) struct ResultLine {
+    pub verb: &'static str,
+    pub size: u32,
+    #[serde(rename = "where")]
+    pub place: &'static str,
+    /// The fastest batch's mean, ns a work request.
+    pub min_ns: f64,
+    /// Typical: the median of batches.
+    pub p50_ns: f64,
+    pub p99_ns: f64,
+    pub p999_ns: f64,
+    /// Work requests in all steady slices.
+    pub iterations: u64,
+    /// Median time in units of the floor that was measured in the same slices.
+    pub floors: f64,
+    /// Bytes a second, from the median; bandwidth runs only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<f64>,
+    /// Share of a memcpy between the same buffers on the engine's core; bandwidth runs of one host only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_memcpy: Option<f64>,
+}
+
+/// Guest ÷ native of one verb and size.
+#[derive(Serialize, Debug, Clone)]
+pub(crate) struct RatioLine {
+    pub verb: &'static str,
+    pub size: u32,
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+    /// The same of the 99th percentile.
+    pub p99: Interval,
+}
+
+#[derive(Serialize, Debug, Clone, Copy)]
+pub(crate) struct Aa {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+#[derive(Serialize, Debug, Clone, Copy, Default)]
+pub(crate) struct Floor {
+    /// One cache line between the engine's core and the measured side's, there and back.
+    pub cache_line_rtt_ns: Option<f64>,
+    /// A busy-polled UDP ping-pong over the same path; with `--wire`.
+    pub udp_rtt_ns: Option<f64>,
+}
+
+#[derive(Serialize, Debug)]
+pub(crate) struct Report {
+    pub what: &'static str,
+    pub accel: Option<String>,
+    pub results: Vec<ResultLine>,
+    pub ratios: Vec<RatioLine>,
+    pub aa: Option<Aa>,
+    pub floor: Floor,
+    /// Who drives the engine: `inline` (the partner's thread) or `thread`.
+    pub mode: &'static str,
+    /// VM exits that the guest caused, per million data verbs; KVM only.
+    pub vm_exits_per_million_ops: Option<f64>,
+    /// Control verbs, p50 in ns.
+    pub control: Vec<ControlLine>,
+}
+
+/// A control verb's time.
+#[derive(Serialize, Debug, Clone)]
+pub(crate) struct ControlLine {
+    pub what: &'static str,
+    #[serde(rename = "where")]
+    pub place: &'static str,
+    pub p50_ns: f64,
+}
+
+/// Finds what is wrong with the report's path before anything is measured.
+pub(crate) fn check_target(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        bail!("--json {}: is a folder; name a file", path.display());
+    }
+    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
+        && !dir.is_dir()
+    {
+        bail!("--json {}: {} is no folder", path.display(), dir.display());
+    }
+    Ok(())
+}
+
+impl Report {
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        save_json(path, self)
+    }
+}
+
+/// Writes a report as JSON: to standard output (`-`), or whole or not at all to a file.
+pub(crate) fn save_json(path: &Path, report: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(report).context("cannot write the report")?;
+    text.push('\n');
+    if path == Path::new("-") {
+        std::io::stdout()
+            .write_all(text.as_bytes())
+            .context("cannot write the report to standard output")?;
+        return Ok(());
+    }
+    let whole = || -> std::io::Result<()> {
+        let mut file = hyv_lab::Replacement::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.commit()
+    };
+    whole().with_context(|| format!("cannot write {}", path.display()))
+}
