@@ -3,21 +3,25 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use core::time::Duration;
 
 use hyv_abi::ABI_VERSION;
-use hyv_abi::control::{DeviceAttr, PortAttr, QueryDevice, QueryGid, QueryPort, Verb};
+use hyv_abi::control::{
+    CounterScope, Counters, DeviceAttr, PortAttr, QueryCounters, QueryDevice, QueryGid, QueryPkey,
+    QueryPort, Verb,
+};
 use hyv_abi::window::{MAGIC, summary};
 use spin::mutex::SpinMutex;
 
+use crate::channel::CqSet;
 use crate::cm::IdShared;
 use crate::control::{ControlQueue, Counter};
 use crate::dma::WindowRef;
 use crate::error::Error;
-use crate::event::EventSet;
-use crate::limits::{CLOCK_TURNS, CQ_SPIN_NS, MAX_SLEEP_NS};
-use crate::mr::MrPool;
+use crate::limits::{CLOCK_TURNS, CQ_SPIN_NS};
+use crate::mr::{MrPool, Parked};
 use crate::platform::Platform;
 
 /// A GID: an IPv6 address, or an IPv4 one mapped into it.
@@ -37,9 +41,43 @@ impl Gid {
     }
 }
 
+impl Gid {
+    /// The address that it is.
+    #[must_use]
+    pub const fn ip(self) -> IpAddr {
+        Ipv6Addr::from_octets(self.0).to_canonical()
+    }
+}
+
+impl From<Ipv4Addr> for Gid {
+    /// `0.0.0.0` is [`Gid::LOCAL`].
+    fn from(a: Ipv4Addr) -> Self {
+        if a.is_unspecified() {
+            Self::LOCAL
+        } else {
+            Self::from_ipv4(a.octets())
+        }
+    }
+}
+
+impl From<Ipv6Addr> for Gid {
+    fn from(a: Ipv6Addr) -> Self {
+        Self(a.octets())
+    }
+}
+
+impl From<IpAddr> for Gid {
+    fn from(a: IpAddr) -> Self {
+        match a {
+            IpAddr::V4(a) => a.into(),
+            IpAddr::V6(a) => a.into(),
+        }
+    }
+}
+
 impl fmt::Display for Gid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        core::net::Ipv6Addr::from(self.0).fmt(f)
+        Ipv6Addr::from(self.0).fmt(f)
     }
 }
 
@@ -54,6 +92,9 @@ pub(crate) struct ContextInner {
     pub(crate) control: ControlQueue,
     pub(crate) window: WindowRef,
     pub(crate) pool: MrPool,
+    pub(crate) parked: Parked,
+    /// Completion queues whose events go to channels.
+    pub(crate) channels: CqSet,
     /// Connection identifiers, by handle.
     pub(crate) ids: SpinMutex<BTreeMap<u32, Arc<IdShared>>>,
     /// The host may have a connection event.
@@ -153,6 +194,8 @@ impl Context {
         let inner = ContextInner {
             control: ControlQueue::new(window.clone())?,
             pool: MrPool::new(),
+            parked: Parked::new(),
+            channels: CqSet::new(),
             ids: SpinMutex::new(BTreeMap::new()),
             cm_pending: AtomicBool::new(true),
             cm_fetch: SpinMutex::new(()),
@@ -198,23 +241,35 @@ impl Context {
             .map(|r| Gid(r.gid))
     }
 
-    /// Takes the events that are pending. Each event goes to one caller; what the iterator has not given when
-    /// it is dropped stays pending. Costs one load when nothing is pending.
-    pub fn poll_events(&self) -> EventSet<'_> {
-        EventSet::take(&self.inner)
-    }
-
-    /// Sleeps until an event is pending or `timeout` has passed; whether one is.
+    /// Entry `index` of a port's P_Key table (`ibv_query_pkey`); 0xffff is the default partition.
     ///
     /// # Errors
-    /// [`Error::HostGone`].
-    pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
-        let pending =
-            || Ok((self.inner.window.events.summary.load(Ordering::Acquire) != 0).then_some(()));
-        Ok(self
-            .inner
-            .wait_until(timeout, MAX_SLEEP_NS, || {}, pending)?
-            .is_some())
+    /// As any control verb; EINVAL for an entry that does not exist.
+    pub fn query_pkey(&self, port: u32, index: u32) -> Result<u16, Error> {
+        self.inner
+            .call(&QueryPkey { port, index })
+            .map(|r| r.pkey as u16)
+    }
+
+    /// What this program's queue pairs did and what went wrong on their way; see also [`crate::QueuePair::counters`].
+    ///
+    /// # Errors
+    /// As any control verb.
+    pub fn counters(&self) -> Result<Counters, Error> {
+        self.count(CounterScope::User)
+    }
+
+    /// The same of the whole device: all programs and guests.
+    ///
+    /// # Errors
+    /// As any control verb.
+    pub fn device_counters(&self) -> Result<Counters, Error> {
+        self.count(CounterScope::Device)
+    }
+
+    fn count(&self, scope: CounterScope) -> Result<Counters, Error> {
+        let scope = scope as u32;
+        self.inner.call(&QueryCounters { scope, handle: 0 })
     }
 
     /// Monotonic time of the platform, ns.

@@ -108,6 +108,15 @@ impl ControlQueue {
     /// # Errors
     /// What the host answers as [`Error::Verb`]; [`Error::HostGone`], [`Error::NoAnswer`] and [`Error::BadReply`].
     pub(crate) fn call<V: Verb>(&self, body: &V) -> Result<V::Reply, Error> {
+        self.call_then(body, || {})
+    }
+
+    /// The same; runs `then` if it went well, before any other verb is sent.
+    pub(crate) fn call_then<V: Verb>(
+        &self,
+        body: &V,
+        then: impl FnOnce(),
+    ) -> Result<V::Reply, Error> {
         let bytes = body.as_bytes();
         let mut request = [0; MAX_REQUEST];
         let header = RequestHeader {
@@ -125,6 +134,7 @@ impl ControlQueue {
             header,
             &mut request[..len],
             &mut reply[..reply_len],
+            then,
         )?;
         let bad = || Error::BadReply { verb: V::OPCODE };
         let (head, body) = ReplyHeader::read_from_prefix(&reply[..written]).map_err(|_| bad())?;
@@ -148,6 +158,7 @@ impl ControlQueue {
         mut header: RequestHeader,
         request: &mut [u8],
         reply: &mut [u8],
+        then: impl FnOnce(),
     ) -> Result<usize, Error> {
         let platform = self.window.platform();
         let mut state = loop {
@@ -203,6 +214,9 @@ impl ControlQueue {
             ReplyHeader::read_from_prefix(reply).map_err(|_| Error::BadReply { verb })?;
         if head.cookie != state.cookie {
             return Err(Error::BadReply { verb });
+        }
+        if head.status == 0 {
+            then();
         }
         Ok(len)
     }

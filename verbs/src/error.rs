@@ -5,6 +5,7 @@ use core::fmt;
 use hyv_abi::control::{CmEventKind, Opcode};
 use hyv_abi::types::{Errno, VerbError};
 
+use crate::cm::RejectReason;
 use crate::platform::HostGone;
 
 /// Why a control verb failed.
@@ -50,6 +51,8 @@ pub enum Error {
     },
     /// An object is still in use by another one.
     InUse,
+    /// Objects of different contexts were to work together.
+    OtherContext,
     /// Private data is longer than its message can carry.
     PrivateData {
         /// Bytes given.
@@ -61,8 +64,8 @@ pub enum Error {
     NoQueuePair,
     /// The peer refused the connection.
     Rejected {
-        /// Its status.
-        status: u32,
+        /// Why.
+        reason: RejectReason,
         /// The first bytes of its private data, zeros where there are fewer.
         private: [u8; 8],
     },
@@ -90,9 +93,10 @@ impl Error {
             Self::AlreadyOpen | Self::InUse => Errno::Busy as u32,
             Self::OutOfMemory { .. } => Errno::NoMem as u32,
             Self::NotShared => Errno::Fault as u32,
-            Self::BadSize { .. } | Self::PrivateData { .. } | Self::NoQueuePair => {
-                Errno::Inval as u32
-            }
+            Self::BadSize { .. }
+            | Self::PrivateData { .. }
+            | Self::NoQueuePair
+            | Self::OtherContext => Errno::Inval as u32,
             Self::Rejected { .. } => Errno::ConnRefused as u32,
             Self::Connection { .. } => Errno::HostUnreach as u32,
         }
@@ -144,6 +148,9 @@ impl fmt::Display for Error {
                 write!(f, "{what}: {asked} is not possible, at most {max}")
             }
             Self::InUse => f.write_str("other objects still use it: destroy those first"),
+            Self::OtherContext => f.write_str(
+                "the objects belong to different contexts: make them all on clones of one",
+            ),
             Self::PrivateData { len, max } => {
                 write!(
                     f,
@@ -153,19 +160,8 @@ impl fmt::Display for Error {
             Self::NoQueuePair => {
                 f.write_str("the connection identifier has no queue pair: call create_qp first")
             }
-            Self::Rejected { status, .. } => {
-                // Reasons of a REJ message: InfiniBand Architecture 1.4, table 123.
-                let why = match status {
-                    3 => "it has no room for another connection",
-                    4 => "it did not answer in time",
-                    8 => "nobody listens on this port",
-                    28 => "the program there said no",
-                    _ => "see the InfiniBand Architecture, reasons of a REJ message",
-                };
-                write!(
-                    f,
-                    "the peer refused the connection: {why} (status {status})"
-                )
+            Self::Rejected { reason, .. } => {
+                write!(f, "the peer refused the connection: {reason}")
             }
             Self::Connection { event, status } => {
                 write!(f, "the connection could not be made: {event:?}")?;
@@ -191,10 +187,15 @@ pub enum PostError {
     TooManySges,
     /// More inline data than the queue pair was made for.
     InlineTooLong,
-    /// The opcode cannot carry this payload: inline data for a READ, or not exactly one SGE for an atomic.
+    /// The opcode cannot carry this payload: inline data for a READ, not exactly one SGE for an atomic, or any for a bind or an
+    /// invalidate.
     BadPayload,
     /// The queue pair's state does not take such work requests yet.
     BadState,
+    /// The queue pair's type has no such operation: a READ of unreliable ones, or datagrams where there is a connection.
+    BadOperation,
+    /// The queue pair takes its receives from a shared queue.
+    SharedReceives,
 }
 
 impl fmt::Display for PostError {
@@ -206,6 +207,10 @@ impl fmt::Display for PostError {
             Self::BadPayload => "this opcode cannot carry this payload",
             Self::BadState => {
                 "the queue pair is not in a state for it: bring it to INIT, RTR and RTS first"
+            }
+            Self::BadOperation => "this type of queue pair has no such operation",
+            Self::SharedReceives => {
+                "the queue pair takes receives from a shared queue: post them there"
             }
         })
     }

@@ -9,9 +9,10 @@
 //! | [`platform`] | what the verbs need from their surroundings |
 //! | [`ring`] | send, receive and completion rings: the bytes of the data path |
 //! | [`wr`], [`wc`] | work requests and completions |
-//! | [`context`] | the device: queries, events |
-//! | [`mr`] | protection domains and memory regions |
-//! | [`cq`], [`qp`] | completion queues and queue pairs |
+//! | [`context`], [`event`] | the device: queries, counters; asynchronous events |
+//! | [`mr`], [`mw`] | protection domains, memory regions, memory windows |
+//! | [`cq`], [`channel`] | completion queues, and one place to wait for several |
+//! | [`qp`], [`srq`], [`ah`] | queue pairs, shared receive queues, addresses of datagrams |
 //! | [`cm`] | connections, in librdmacm's shape |
 //! | [`probe`] | the floor: one cache line bounced |
 //! | [`process`] | the platform of a Linux process |
@@ -63,6 +64,10 @@ extern crate alloc;
 pub mod ring;
 
 #[cfg(not(loom))]
+pub mod ah;
+#[cfg(not(loom))]
+pub mod channel;
+#[cfg(not(loom))]
 pub mod cm;
 #[cfg(not(loom))]
 pub mod context;
@@ -81,6 +86,8 @@ pub mod limits;
 #[cfg(not(loom))]
 pub mod mr;
 #[cfg(not(loom))]
+pub mod mw;
+#[cfg(not(loom))]
 pub mod platform;
 #[cfg(not(loom))]
 pub mod probe;
@@ -91,21 +98,27 @@ pub mod qp;
 #[cfg(not(loom))]
 mod shadow;
 #[cfg(not(loom))]
+pub mod srq;
+#[cfg(not(loom))]
 pub mod wc;
 #[cfg(not(loom))]
 pub mod wr;
 
 #[cfg(not(loom))]
 pub use {
+    ah::{AddressHandle, AhAttr, Grh},
+    channel::CompletionChannel,
     context::{Context, Gid},
     cq::CompletionQueue,
     error::{Error, PostError, PostListError},
-    event::{Event, EventSet},
-    mr::{MemoryRegion, ProtectionDomain},
+    event::{AsyncEvent, Event, EventSet},
+    mr::{MemoryRegion, ProtectionDomain, Rereg},
+    mw::{MemoryWindow, inc_rkey},
     platform::{HostGone, Platform},
-    qp::{QpCaps, QueuePair, RtrParams, RtsParams},
+    qp::{QpCaps, QpInitAttr, QueuePair, RtrParams, RtsParams},
+    srq::{SharedReceiveQueue, SrqCaps},
     wc::WorkCompletion,
-    wr::{Payload, RecvWr, RemoteAddr, SendFlags, SendOp, SendWr},
+    wr::{Bind, Datagram, Payload, RecvWr, RemoteAddr, SendFlags, SendOp, SendWr},
 };
 
 #[cfg(all(not(loom), feature = "std", target_os = "linux"))]
@@ -113,7 +126,7 @@ pub use process::{ConnectError, Process};
 
 #[cfg(not(loom))]
 pub use hyv_abi::{
-    control::{CmEventKind, DeviceAttr, PortAttr, QpAttr},
+    control::{CmEventKind, Counters, DeviceAttr, PortAttr, PortSpace, QpAttr, SrqAttr},
     queue::{Sge, WcOpcode, WcStatus},
-    types::{Access, Errno, QpAttrMask, QpState, Reason, VerbError},
+    types::{Access, Errno, QpAttrMask, QpState, QpType, Reason, VerbError},
 };

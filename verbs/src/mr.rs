@@ -10,9 +10,9 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use hyv_abi::control::{AllocPd, DeallocPd, DeregMr, RegMr};
+use hyv_abi::control::{AllocPd, DeallocPd, DeregMr, RegMr, ReregMr, rereg};
 use hyv_abi::queue::Sge;
-use hyv_abi::types::Access;
+use hyv_abi::types::{Access, Reason};
 use spin::mutex::SpinMutex;
 
 use crate::context::{Context, ContextInner};
@@ -64,6 +64,94 @@ impl MrPool {
     }
 }
 
+/// A registration that outlives its [`MemoryRegion`], because memory windows are bound to it.
+struct ParkedMr {
+    pd: Arc<PdInner>,
+    handle: u32,
+    owned: Option<DmaBuf>,
+}
+
+impl ParkedMr {
+    /// Deregisters it; gives it back with the error if windows are bound to it.
+    fn deregister(mut self) -> Result<(), (Option<Self>, Error)> {
+        let context = Arc::clone(&self.pd.context);
+        let done = context.call(&DeregMr { mr: self.handle });
+        match done {
+            Err(Error::Verb(e)) if e.reason == Reason::WindowsBound => {
+                return Err((Some(self), Error::Verb(e)));
+            }
+            Ok(_) => {
+                if let Some(buf) = self.owned.take() {
+                    context.pool.put(buf);
+                }
+            }
+            Err(e) => {
+                if let Some(buf) = self.owned.take() {
+                    // The device may still reach it.
+                    buf.retain();
+                }
+                return Err((None, e));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Registrations that wait for memory windows to go.
+pub(crate) struct Parked(SpinMutex<Vec<ParkedMr>>);
+
+impl Parked {
+    pub(crate) const fn new() -> Self {
+        Self(SpinMutex::new(Vec::new()))
+    }
+
+    /// Tries again; what still has windows bound goes on waiting.
+    pub(crate) fn retry(&self, context: &ContextInner) {
+        let waiting = core::mem::take(&mut *self.0.lock());
+        for mr in waiting {
+            if let Err((Some(mr), _)) = mr.deregister() {
+                context.parked.0.lock().push(mr);
+            }
+        }
+    }
+}
+
+/// Memory for a region of `len` bytes, zeroed.
+fn allocate(context: &ContextInner, len: usize) -> Result<DmaBuf, Error> {
+    let too_large = || Error::OutOfMemory { len };
+    let (size, align) = if len >= HUGE {
+        (
+            len.checked_next_multiple_of(HUGE).ok_or_else(too_large)?,
+            HUGE,
+        )
+    } else {
+        (
+            len.max(MIN_MR_ALLOC)
+                .checked_next_power_of_two()
+                .ok_or_else(too_large)?,
+            64,
+        )
+    };
+    match context.pool.take(size) {
+        Some(buf) => {
+            buf.clear();
+            Ok(buf)
+        }
+        None => DmaBuf::new(context.platform(), size, align),
+    }
+}
+
+/// What [`MemoryRegion::rereg`] changes; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rereg<'a> {
+    /// Another protection domain of the same context.
+    pub pd: Option<&'a ProtectionDomain>,
+    /// Other access.
+    pub access: Option<Access>,
+    /// Other memory: so many new, zeroed bytes.
+    pub len: Option<usize>,
+}
+
 impl Context {
     /// Makes a protection domain (`ibv_alloc_pd`).
     ///
@@ -84,28 +172,7 @@ impl ProtectionDomain {
     /// # Errors
     /// [`Error::OutOfMemory`]; as any control verb: EINVAL for no bytes or unknown access, ENOMEM beyond a quota.
     pub fn alloc_mr(&self, len: usize, access: Access) -> Result<MemoryRegion, Error> {
-        let context = &self.inner.context;
-        let too_large = || Error::OutOfMemory { len };
-        let (size, align) = if len >= HUGE {
-            (
-                len.checked_next_multiple_of(HUGE).ok_or_else(too_large)?,
-                HUGE,
-            )
-        } else {
-            (
-                len.max(MIN_MR_ALLOC)
-                    .checked_next_power_of_two()
-                    .ok_or_else(too_large)?,
-                64,
-            )
-        };
-        let buf = match context.pool.take(size) {
-            Some(buf) => {
-                buf.clear();
-                buf
-            }
-            None => DmaBuf::new(context.platform(), size, align)?,
-        };
+        let buf = allocate(&self.inner.context, len)?;
         let (ptr, offset) = (buf.ptr(), buf.offset());
         self.register(ptr, offset, len, access, Some(buf))
     }
@@ -118,8 +185,8 @@ impl ProtectionDomain {
     ///
     /// # Safety
     /// `len` bytes at `ptr` are valid for reads and writes, by this program and by the device as `access` lets it,
-    /// until the region is dropped *and* every completion of work posted with its lkey was polled or its
-    /// queue pair was destroyed. Rust references into it must not exist while the device may write what they cover.
+    /// until the region is dropped, with the memory windows that are bound to it, *and* every completion of work posted with
+    /// its lkey was polled or its queue pair was destroyed. Rust references into it must not exist while the device may write what they cover.
     pub unsafe fn reg_mr(
         &self,
         ptr: NonNull<u8>,
@@ -194,8 +261,8 @@ impl fmt::Display for OutOfRegion {
 
 impl core::error::Error for OutOfRegion {}
 
-/// A memory region, deregistered when dropped. The device may read and write it at any time, so safe access
-/// copies.
+/// A memory region, deregistered when dropped; if memory windows are bound to it, as soon as the last of them was dropped.
+/// The device may read and write it at any time, so safe access copies.
 pub struct MemoryRegion {
     pd: Arc<PdInner>,
     ptr: NonNull<u8>,
@@ -361,27 +428,125 @@ impl MemoryRegion {
         Ok(unsafe { core::slice::from_raw_parts_mut(at, len) })
     }
 
+    /// Changes what the region is (`ibv_rereg_mr`). Its keys are new ones afterwards, and the old ones stop working before this
+    /// returns. When it fails the region is what it was.
+    ///
+    /// # Errors
+    /// [`Error::OtherContext`], [`Error::OutOfMemory`]; as any control verb: EBUSY while memory windows are bound to it,
+    /// EINVAL for no bytes or unknown access, ENOMEM beyond a quota.
+    pub fn rereg(&mut self, change: &Rereg<'_>) -> Result<(), Error> {
+        let memory = match change.len {
+            Some(len) => {
+                let buf = allocate(&self.pd.context, len)?;
+                Some((buf.ptr(), buf.offset(), len, Some(buf)))
+            }
+            None => None,
+        };
+        self.rereg_with(change, memory)
+    }
+
+    /// Changes which memory the region is, and more (`ibv_rereg_mr`): as [`rereg`](Self::rereg), but with memory that is there
+    /// already. `change.len` does not count.
+    ///
+    /// # Errors
+    /// [`Error::NotShared`] if any of it is not in the RAM that the device reaches, and as [`rereg`](Self::rereg).
+    ///
+    /// # Safety
+    /// As for [`ProtectionDomain::reg_mr`].
+    pub unsafe fn rereg_memory(
+        &mut self,
+        ptr: NonNull<u8>,
+        len: usize,
+        change: &Rereg<'_>,
+    ) -> Result<(), Error> {
+        let platform = self.pd.context.platform();
+        let offset = platform
+            .ram_offset(ptr.as_ptr(), len)
+            .ok_or(Error::NotShared)?;
+        self.rereg_with(change, Some((ptr, offset, len, None)))
+    }
+
+    fn rereg_with(
+        &mut self,
+        change: &Rereg<'_>,
+        memory: Option<(NonNull<u8>, u64, usize, Option<DmaBuf>)>,
+    ) -> Result<(), Error> {
+        let context = Arc::clone(&self.pd.context);
+        let mut request = ReregMr {
+            mr: self.handle,
+            flags: 0,
+            pd: 0,
+            access: 0,
+            iova: 0,
+            ram_offset: 0,
+            len: 0,
+        };
+        if let Some(pd) = change.pd {
+            if !Arc::ptr_eq(&pd.inner.context, &context) {
+                return Err(Error::OtherContext);
+            }
+            request.flags |= rereg::PD;
+            request.pd = pd.inner.handle;
+        }
+        if let Some(access) = change.access {
+            request.flags |= rereg::ACCESS;
+            request.access = access.bits();
+        }
+        if let Some((ptr, ram_offset, len, _)) = &memory {
+            request.flags |= rereg::TRANSLATION;
+            request.iova = ptr.as_ptr().expose_provenance() as u64;
+            (request.ram_offset, request.len) = (*ram_offset, *len as u64);
+        }
+        let reply = match context.call(&request) {
+            Ok(reply) => reply,
+            Err(e) => {
+                if let Some((.., Some(buf))) = memory {
+                    if matches!(e, Error::Verb(_)) {
+                        context.pool.put(buf);
+                    } else {
+                        // Nobody knows which memory it has now.
+                        buf.retain();
+                    }
+                }
+                return Err(e);
+            }
+        };
+        (self.handle, self.lkey, self.rkey) = (reply.handle, reply.lkey, reply.rkey);
+        if let Some(pd) = change.pd {
+            self.pd = Arc::clone(&pd.inner);
+        }
+        if let Some((ptr, _, len, owned)) = memory {
+            (self.ptr, self.len) = (ptr, len);
+            if let Some(old) = core::mem::replace(&mut self.owned, owned) {
+                context.pool.put(old);
+            }
+        }
+        Ok(())
+    }
+
     fn deregister(&mut self) -> Result<(), Error> {
         if !core::mem::take(&mut self.registered) {
             return Ok(());
         }
-        let done = self.pd.context.call(&DeregMr { mr: self.handle });
-        if let Some(buf) = self.owned.take() {
-            if done.is_err() {
-                // The device may still reach it.
-                buf.retain();
-            } else {
-                self.pd.context.pool.put(buf);
+        let mr = ParkedMr {
+            pd: Arc::clone(&self.pd),
+            handle: self.handle,
+            owned: self.owned.take(),
+        };
+        mr.deregister().map_err(|(parked, e)| {
+            if let Some(mr) = parked {
+                self.pd.context.parked.0.lock().push(mr);
             }
-        }
-        done.map(|_| ())
+            e
+        })
     }
 
     /// Deregisters it: its keys stop working before this returns (`ibv_dereg_mr`). Dropping does the same without
     /// saying how it went.
     ///
     /// # Errors
-    /// As any control verb. The memory is then never reused.
+    /// As any control verb: EBUSY while memory windows are bound to it, and then it is deregistered once they were
+    /// dropped. After another error the memory is never reused.
     pub fn deregister_now(mut self) -> Result<(), Error> {
         self.deregister()
     }

@@ -38,6 +38,15 @@ pub enum Body<'a> {
         /// Compare operand of a compare-and-swap.
         compare: Option<u64>,
     },
+    /// A memory window's bind: what it covers. The keys and the access are in the head.
+    Bind {
+        /// Address of its first byte, as the region has it.
+        addr: u64,
+        /// The region's lkey.
+        lkey: u32,
+        /// Bytes; 0 unbinds.
+        len: u64,
+    },
 }
 
 impl Body<'_> {
@@ -46,7 +55,7 @@ impl Body<'_> {
     #[must_use]
     pub const fn slots(&self) -> u32 {
         (match self {
-            Self::None => 1,
+            Self::None | Self::Bind { .. } => 1,
             Self::Sges(s) => SendHead::slots_for(s.len(), 0, false),
             Self::Inline(d) => SendHead::slots_for(0, d.len(), false),
             Self::Atomic { compare, .. } => SendHead::slots_for(1, 0, compare.is_some()),
@@ -162,6 +171,12 @@ impl<W: Words> SendRing<W> {
                     self.extend(position.wrapping_add(1), &[compare, 0, 0, 0, 0, 0, 0]);
                 }
             }
+            Body::Bind { addr, lkey, len } => {
+                head.num_sge = 1;
+                let sge = Sge { addr, len: 0, lkey };
+                [data[0], data[1]] = sge.to_words();
+                data[2] = len;
+            }
         }
         let slot = self.slot(position);
         for (to, word) in slot.iter().zip(head.to_words().into_iter().chain(data)) {
@@ -193,6 +208,16 @@ impl<W: Words> SendRing<W> {
     pub const fn memory(&self) -> &W {
         &self.mem
     }
+}
+
+/// Bytes of a receive slot for so many SGEs (at most [`hyv_abi::queue::MAX_RECV_SGE`]).
+#[must_use]
+pub fn recv_stride(max_sge: usize) -> u32 {
+    let fits = |stride: &u32| (*stride as usize - 16) / 16 >= max_sge;
+    RECV_STRIDES
+        .into_iter()
+        .find(fits)
+        .unwrap_or(RECV_STRIDES[RECV_STRIDES.len() - 1])
 }
 
 /// A receive ring, producer side.
@@ -286,10 +311,14 @@ impl<W: Words> RecvRing<W> {
     }
 }
 
-/// A completion ring with its control line, consumer side.
+/// Words of a control line.
+pub const CONTROL_WORDS: usize = 8;
+
+/// A completion ring and its control line, consumer side.
 #[derive(Debug)]
 pub struct CompletionRing<W> {
     mem: W,
+    control: W,
     mask: u32,
     next: u32,
     published: u32,
@@ -297,16 +326,18 @@ pub struct CompletionRing<W> {
 }
 
 impl<W: Words> CompletionRing<W> {
-    /// A ring over `mem`: `1 << log2` entries and then the control line, zeroed; `None` if `mem` is too short.
-    /// The consumer index is published after every `publish_every` entries.
+    /// A ring of `1 << log2` entries over `mem` and a control line over `control`, both zeroed; `None` if one of them is
+    /// too short. The consumer index is published after every `publish_every` entries.
     #[must_use]
-    pub fn new(mem: W, log2: u32, publish_every: u32) -> Option<Self> {
+    pub fn new(mem: W, control: W, log2: u32, publish_every: u32) -> Option<Self> {
         let slots = 1u32.checked_shl(log2)?;
-        if mem.words().len() < (slots as usize + 1) * SLOT_WORDS {
+        if mem.words().len() < slots as usize * SLOT_WORDS || control.words().len() < CONTROL_WORDS
+        {
             return None;
         }
         Some(Self {
             mem,
+            control,
             mask: slots - 1,
             next: 0,
             published: 0,
@@ -344,24 +375,49 @@ impl<W: Words> CompletionRing<W> {
         words[SLOT_WORDS - 1] = last;
         self.next = self.next.wrapping_add(1);
         if self.next.wrapping_sub(self.published) >= self.publish_every {
-            self.published = self.next;
-            self.control(0)
-                .store(u64::from(self.next), Ordering::Release);
+            self.publish();
         }
         Some(Cqe::from_words(words))
     }
 
+    /// Tells the device how many entries were taken.
+    pub fn publish(&mut self) {
+        self.published = self.next;
+        self.word(0).store(u64::from(self.next), Ordering::Release);
+    }
+
+    /// Goes on with another ring of `1 << log2` entries, to whose first positions the device has moved what was not taken
+    /// ([`hyv_abi::control::ResizeCq`]). Gives the old one back, or `mem` if that is too short.
+    pub fn replace(&mut self, mem: W, log2: u32, publish_every: u32) -> Result<W, W> {
+        match 1u32.checked_shl(log2) {
+            Some(slots) if mem.words().len() >= slots as usize * SLOT_WORDS => {
+                self.mask = slots - 1;
+            }
+            _ => return Err(mem),
+        }
+        self.next = 0;
+        self.publish_every = publish_every.max(1);
+        self.publish();
+        Ok(core::mem::replace(&mut self.mem, mem))
+    }
+
     /// Stores the arm word. A full fence and another look at the ring must follow.
     pub fn arm(&self, value: u64) {
-        self.control(1).store(value, Ordering::SeqCst);
+        self.word(1).store(value, Ordering::SeqCst);
+    }
+
+    /// The arm word: what was stored, or [`hyv_abi::queue::arm::NONE`] once its event was raised.
+    #[must_use]
+    pub fn armed(&self) -> u64 {
+        self.word(1).load(Ordering::SeqCst)
     }
 
     #[inline]
-    fn control(&self, word: usize) -> &AtomicU64 {
-        &self.mem.words()[self.slots() as usize * SLOT_WORDS + word]
+    fn word(&self, word: usize) -> &AtomicU64 {
+        &self.control.words()[word]
     }
 
-    /// The memory.
+    /// The memory of the ring.
     pub const fn memory(&self) -> &W {
         &self.mem
     }

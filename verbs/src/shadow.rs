@@ -5,12 +5,14 @@
 //! acquire, poll), so relaxed atomics do.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use hyv_abi::queue::{CQE_DATA, Cqe, Sge, WcOpcode, WcStatus, cqe_flags};
-use hyv_abi::types::QpState;
+use hyv_abi::types::{QpState, QpType};
 
 use crate::dma;
+use crate::srq::SrqShared;
 
 /// One slot's first SGE that is not empty, and how many slots its work request takes.
 #[derive(Debug, Default)]
@@ -37,6 +39,9 @@ pub(crate) struct QpShared {
     pub(crate) qpn: u32,
     /// Its doorbell index.
     pub(crate) index: u16,
+    pub(crate) ty: QpType,
+    /// Where its receives come from, if not from a ring of its own.
+    pub(crate) srq: Option<Arc<SrqShared>>,
     /// Destroyed: completions that still come are not its owner's business.
     pub(crate) dead: AtomicBool,
     /// A completion with an error was seen since it was last reset.
@@ -50,12 +55,19 @@ pub(crate) struct QpShared {
 }
 
 impl QpShared {
-    /// For rings of so many slots (powers of two).
-    pub(crate) fn new(qpn: u32, index: u16, sq_slots: u32, rq_slots: u32) -> Self {
+    /// By QPN and doorbell index, for rings of so many slots (powers of two).
+    pub(crate) fn new(
+        (qpn, index): (u32, u16),
+        ty: QpType,
+        (sq_slots, rq_slots): (u32, u32),
+        srq: Option<Arc<SrqShared>>,
+    ) -> Self {
         let shadows = |n| (0..n).map(|_| Shadow::default()).collect();
         Self {
             qpn,
             index,
+            ty,
+            srq,
             dead: AtomicBool::new(false),
             errored: AtomicBool::new(false),
             state: AtomicU32::new(QpState::Reset as u32),
@@ -106,10 +118,14 @@ impl QpShared {
         self.errored.store(false, Ordering::Relaxed);
     }
 
-    /// Books a completion: delivers its payload, then frees its work request's slots and all before it.
+    /// Books a completion: delivers its payload, then frees its work request's slots and all before it. False if the
+    /// payload could not be delivered.
     #[inline]
-    pub(crate) fn complete(&self, cqe: &Cqe) {
+    pub(crate) fn complete(&self, cqe: &Cqe) -> bool {
         let recv = cqe.opcode & WcOpcode::Recv as u8 != 0;
+        if recv && let Some(srq) = &self.srq {
+            return srq.complete(cqe);
+        }
         let (ring, freed) = if recv {
             (&self.rq, &self.rq_freed)
         } else {
@@ -121,7 +137,7 @@ impl QpShared {
         let position = done.wrapping_add(ahead);
         if ahead >= ring.len() as u32 {
             // Left over from before a reset: its slots are free already.
-            return;
+            return true;
         }
         let shadow = &ring[position as usize & (ring.len() - 1)];
         let len_slots = shadow.len_slots.load(Ordering::Relaxed);
@@ -134,6 +150,31 @@ impl QpShared {
         }
         let slots = ((len_slots >> 32) as u32).max(1);
         freed.store(position.wrapping_add(slots), Ordering::Release);
+        true
+    }
+
+    /// A completion that nobody will see: a shared receive queue gets its entry back.
+    pub(crate) fn give_back(&self, cqe: &Cqe) {
+        if cqe.opcode & WcOpcode::Recv as u8 != 0
+            && let Some(srq) = &self.srq
+        {
+            srq.complete(&Cqe { flags: 0, ..*cqe });
+        }
+    }
+
+    /// A completion with an error came: the queue pair is in an error state. True if that is news and the device must look
+    /// at the queues again: a receive posted while it went there may have been missed.
+    #[cold]
+    pub(crate) fn fail(&self, cqe: &Cqe) -> bool {
+        let recv = cqe.opcode & WcOpcode::Recv as u8 != 0;
+        if self.ty != QpType::Rc && !recv && self.state() != QpState::Err {
+            // Unreliable ones go on receiving (IBA 1.4, 10.3.1.6). The first failure says more than those flushed after it.
+            if cqe.status != WcStatus::WrFlushErr as u8 || self.state() == QpState::Sqe {
+                self.set_state(QpState::Sqe);
+                return false;
+            }
+        }
+        !self.errored.swap(true, Ordering::Relaxed)
     }
 }
 

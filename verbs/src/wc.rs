@@ -15,7 +15,7 @@ pub struct WorkCompletion {
     pub opcode: WcOpcode,
     /// Bytes received or read; of a send, its length. Says nothing with an error.
     pub byte_len: u32,
-    /// Immediate data that came with the message.
+    /// Immediate data that came with the message, a number in host order ([`crate::SendOp`]).
     pub imm: Option<u32>,
     /// Key that the message invalidated.
     pub invalidated_rkey: Option<u32>,
@@ -23,8 +23,10 @@ pub struct WorkCompletion {
     pub qpn: u32,
     /// The local QP's doorbell index ([`crate::QueuePair::index`]): small, for tables.
     pub qp_index: u16,
-    /// UD: the sender's QPN.
+    /// UD receives: the sender's QPN.
     pub src_qp: u32,
+    /// UD receives: the first 40 bytes of the buffer are the network header ([`crate::Grh`]).
+    pub grh: bool,
     /// Device's own detail of an error.
     pub vendor_err: u32,
     has_data: bool,
@@ -43,6 +45,7 @@ impl WorkCompletion {
         qpn: 0,
         qp_index: 0,
         src_qp: 0,
+        grh: false,
         vendor_err: 0,
         has_data: false,
         data: [0; CQE_DATA],
@@ -68,9 +71,19 @@ impl WorkCompletion {
             qpn: cqe.qpn,
             qp_index: cqe.qp,
             src_qp: if grh { cqe.data[0] as u32 } else { 0 },
+            grh,
             vendor_err: u32::from(cqe.syndrome),
             has_data: cqe.flags & cqe_flags::DATA != 0 && matches!(status, WcStatus::Success),
             data: data_bytes(cqe),
+        }
+    }
+
+    /// Of a receive whose buffer could not be filled.
+    #[cold]
+    pub(crate) fn undelivered(cqe: &Cqe) -> Self {
+        Self {
+            status: WcStatus::GeneralErr,
+            ..Self::from_cqe(cqe)
         }
     }
 

@@ -2,6 +2,7 @@
 
 use bitflags::bitflags;
 use hyv_abi::queue::{Sge, WrOpcode, flags};
+use hyv_abi::types::Access;
 
 /// A piece of a peer's registered memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,7 +26,35 @@ bitflags! {
     }
 }
 
+/// Where a datagram goes: made by [`crate::AddressHandle::to`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Datagram {
+    /// Of the address handle, which must live until the send completes.
+    pub(crate) ah: u32,
+    /// The peer's QPN, 24 bits.
+    pub qpn: u32,
+    /// The peer's Q_Key. With the highest bit set, the sending queue pair's own is sent instead (IBA 1.4, 10.2.5).
+    pub qkey: u32,
+}
+
+/// What binds a memory window: made by [`crate::MemoryWindow::bind`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bind {
+    /// The window's present key.
+    pub(crate) rkey: u32,
+    /// Its key once it is bound.
+    pub new_rkey: u32,
+    /// What peers may do.
+    pub access: Access,
+    pub(crate) lkey: u32,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+}
+
 /// What a send work request does.
+///
+/// Immediate data is a number in host order at both ends; on the wire it is big-endian. A peer that uses libibverbs has it
+/// as `be32`: what is 0x01020304 here is `htonl(0x01020304)` in its `imm_data`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum SendOp {
@@ -57,8 +86,14 @@ pub enum SendOp {
         /// How much.
         add: u64,
     },
-    /// Invalidate a local key.
+    /// Invalidate a local key: a bound memory window's. Its payload is no SGEs.
     LocalInv(u32),
+    /// Bind a memory window, or unbind it ([`crate::QueuePair::bind_mw`] is the short way). Its payload is no SGEs.
+    BindMw(Bind),
+    /// SEND of a datagram, at most the port's MTU long.
+    SendTo(Datagram),
+    /// SEND of a datagram with immediate data.
+    SendImmTo(Datagram, u32),
 }
 
 impl SendOp {
@@ -67,8 +102,8 @@ impl SendOp {
     #[must_use]
     pub const fn opcode(&self) -> WrOpcode {
         match self {
-            Self::Send => WrOpcode::Send,
-            Self::SendImm(_) => WrOpcode::SendImm,
+            Self::Send | Self::SendTo(_) => WrOpcode::Send,
+            Self::SendImm(_) | Self::SendImmTo(..) => WrOpcode::SendImm,
             Self::SendInv(_) => WrOpcode::SendInv,
             Self::Write(_) => WrOpcode::Write,
             Self::WriteImm(..) => WrOpcode::WriteImm,
@@ -76,6 +111,19 @@ impl SendOp {
             Self::CmpSwp { .. } => WrOpcode::CmpSwp,
             Self::FetchAdd { .. } => WrOpcode::FetchAdd,
             Self::LocalInv(_) => WrOpcode::LocalInv,
+            Self::BindMw(_) => WrOpcode::BindMw,
+        }
+    }
+
+    /// The bit of datagrams, whatever their opcode.
+    pub(crate) const DATAGRAM: u32 = 1 << 31;
+
+    /// A bit of its own for each opcode, another one for datagrams.
+    #[inline]
+    pub(crate) const fn bit(&self) -> u32 {
+        match self {
+            Self::SendTo(_) | Self::SendImmTo(..) => Self::DATAGRAM,
+            other => 1 << other.opcode() as u32,
         }
     }
 
@@ -87,6 +135,15 @@ impl SendOp {
             | Self::Read(r)
             | Self::CmpSwp { remote: r, .. }
             | Self::FetchAdd { remote: r, .. } => *r,
+            // Word 2 and the low half of word 3 hold these instead (`hyv_abi::queue`).
+            Self::SendTo(d) | Self::SendImmTo(d, _) => RemoteAddr {
+                addr: d.ah as u64 | (d.qpn as u64) << 32,
+                rkey: d.qkey,
+            },
+            Self::BindMw(b) => RemoteAddr {
+                addr: b.access.bits() as u64,
+                rkey: b.rkey,
+            },
             _ => RemoteAddr { addr: 0, rkey: 0 },
         }
     }
@@ -94,7 +151,12 @@ impl SendOp {
     #[inline]
     pub(crate) const fn imm(&self) -> u32 {
         match self {
-            Self::SendImm(v) | Self::SendInv(v) | Self::WriteImm(_, v) | Self::LocalInv(v) => *v,
+            Self::SendImm(v)
+            | Self::SendInv(v)
+            | Self::WriteImm(_, v)
+            | Self::LocalInv(v)
+            | Self::SendImmTo(_, v) => *v,
+            Self::BindMw(b) => b.new_rkey,
             _ => 0,
         }
     }
@@ -136,6 +198,13 @@ impl<'a> SendWr<'a> {
             payload,
             flags: SendFlags::SIGNALED,
         }
+    }
+
+    /// A signaled work request that invalidates a local key.
+    #[inline]
+    #[must_use]
+    pub const fn local_inv(wr_id: u64, rkey: u32) -> SendWr<'static> {
+        SendWr::new(wr_id, SendOp::LocalInv(rkey), Payload::Sges(&[]))
     }
 
     /// The same without a completion of its own.

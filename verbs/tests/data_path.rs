@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::FakeHost;
 use hyv_verbs::{
-    Access, CompletionQueue, Context, Event, Gid, MemoryRegion, Payload, PostError,
+    Access, AsyncEvent, CompletionQueue, Context, Event, Gid, MemoryRegion, Payload, PostError,
     ProtectionDomain, QpCaps, QpState, QueuePair, RecvWr, RtrParams, RtsParams, SendFlags, SendOp,
     SendWr, WcOpcode, WcStatus, WorkCompletion,
 };
@@ -484,7 +484,7 @@ fn errors_flush_and_free() {
     );
     assert_eq!((p.a.send_room(), p.a.recv_room()), (8, 4));
     let events: Vec<_> = p.context.poll_events().collect();
-    assert_eq!(events, [Event::QpFatal(p.a.index())]);
+    assert_eq!(events, [Event::Async(AsyncEvent::QpFatal(p.a.index()))]);
     // What is posted now flushes too, and the device is told of it.
     let rung = |p: &Pair| p.host.doorbell_pending();
     assert!(
@@ -615,7 +615,7 @@ fn an_overrun_is_an_event() {
     p.host.step();
     assert_eq!(
         p.context.poll_events().collect::<Vec<_>>(),
-        [Event::CqError(p.send_cq.index())]
+        [Event::Async(AsyncEvent::CqError(p.send_cq.index()))]
     );
 }
 

@@ -106,13 +106,14 @@ fn a_posted_receive_is_whole() {
 #[test]
 fn completions_are_whole_and_never_overwritten() {
     loom::model(|| {
-        let mem = Mem::new(3 * SLOT_WORDS);
-        let device = mem.clone();
+        let mem = Mem::new(2 * SLOT_WORDS);
+        let control = Mem::new(SLOT_WORDS);
+        let (device, line) = (mem.clone(), control.clone());
         let engine = thread::spawn(move || {
             let w = device.words();
             for i in 0..3u32 {
                 // Room: the consumer index, as published.
-                while i.wrapping_sub(w[16].load(Ordering::Acquire) as u32) >= 2 {
+                while i.wrapping_sub(line.words()[0].load(Ordering::Acquire) as u32) >= 2 {
                     thread::yield_now();
                 }
                 let cqe = Cqe {
@@ -136,7 +137,7 @@ fn completions_are_whole_and_never_overwritten() {
                 slot[7].store(words[7], Ordering::Release);
             }
         });
-        let mut ring = CompletionRing::new(mem, 1, 1).unwrap();
+        let mut ring = CompletionRing::new(mem, control, 1, 1).unwrap();
         for i in 0..3u32 {
             let cqe = loop {
                 match ring.pop() {
@@ -158,15 +159,15 @@ fn completions_are_whole_and_never_overwritten() {
 #[test]
 fn a_completion_after_arming_is_seen_or_announced() {
     loom::model(|| {
-        let mem = Mem::new(3 * SLOT_WORDS);
-        let device = mem.clone();
+        let mem = Mem::new(2 * SLOT_WORDS);
+        let control = Mem::new(SLOT_WORDS);
+        let (device, line) = (mem.clone(), control.clone());
         let engine = thread::spawn(move || {
-            let w = device.words();
-            w[7].store(u64::from(seq(0)), Ordering::Release);
+            device.words()[7].store(u64::from(seq(0)), Ordering::Release);
             fence(Ordering::SeqCst);
-            w[17].load(Ordering::Relaxed) != 0
+            line.words()[1].load(Ordering::Relaxed) != 0
         });
-        let mut ring = CompletionRing::new(mem, 1, 1).unwrap();
+        let mut ring = CompletionRing::new(mem, control, 1, 1).unwrap();
         ring.arm(2);
         fence(Ordering::SeqCst);
         let seen = ring.pop().is_some();

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use hyv_abi::ABI_VERSION;
 use hyv_abi::session::{HELLO_MAGIC, Hello, Welcome};
 use hyv_abi::types::{Errno, Reason};
 use hyv_abi::window::{KICK_CONTROL, KICK_DATA, MAGIC, WINDOW_LEN};
@@ -39,7 +40,7 @@ struct Answer {
 fn good() -> Answer {
     let welcome = Welcome {
         magic: HELLO_MAGIC,
-        version: 1,
+        version: ABI_VERSION,
         status: 0,
         reason: 0,
         ram_len: RAM,
@@ -142,7 +143,7 @@ fn a_session_shares_memory_kicks_and_wakes() {
     let host = served.join().unwrap();
     assert_eq!(
         (host.hello.magic, host.hello.version, host.hello.ram_len),
-        (HELLO_MAGIC, 1, RAM)
+        (HELLO_MAGIC, ABI_VERSION, RAM)
     );
     assert_eq!(&host.hello.name, b"a name that is longer than thirt");
     assert_eq!(process.ram_len() as u64, RAM);
@@ -255,9 +256,9 @@ fn refused(answer: Answer) -> ConnectError {
 #[test]
 fn greetings_that_are_none_are_refused() {
     let mut other = good();
-    other.welcome.version = 2;
+    other.welcome.version = ABI_VERSION + 1;
     other.fds = 0;
-    assert!(matches!(refused(other), ConnectError::Version { host: 2 }));
+    assert!(matches!(refused(other), ConnectError::Version { host } if host == ABI_VERSION + 1));
     let mut quota = good();
     (quota.welcome.status, quota.welcome.reason, quota.fds) =
         (Errno::NoMem as u32, Reason::QuotaMemory as u32, 0);

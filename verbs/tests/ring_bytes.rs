@@ -197,16 +197,18 @@ fn rings_refuse_sizes_that_are_none() {
     assert!(SendRing::new(&mem[..], 6).is_none());
     assert!(SendRing::new(&mem[..], 16).is_none());
     assert!(SendRing::new(&mem[..], 0).is_none());
-    assert!(
-        CompletionRing::new(&mem[..], 3, 1).is_none(),
-        "no room for the control line"
-    );
+    assert!(CompletionRing::new(&mem[..], &mem[..7], 3, 1).is_none());
+    assert!(CompletionRing::new(&mem[..63], &mem[..], 3, 1).is_none());
+    let mut ring = CompletionRing::new(&mem[..], &mem[..8], 3, 1).unwrap();
+    assert!(ring.replace(&mem[..], 4, 1).is_err());
+    assert!(ring.replace(&mem[..], 32, 1).is_err());
+    assert_eq!(ring.slots(), 8);
 }
 
 #[test]
 fn completions_are_taken_in_order_and_told_now_and_then() {
-    let mem = zeroed(9 * SLOT_WORDS);
-    let mut ring = CompletionRing::new(&mem[..], 3, 3).unwrap();
+    let (mem, control) = (zeroed(8 * SLOT_WORDS), zeroed(SLOT_WORDS));
+    let mut ring = CompletionRing::new(&mem[..], &control[..], 3, 3).unwrap();
     assert_eq!(ring.pop(), None);
     for i in 0..50u32 {
         let cqe = Cqe {
@@ -228,13 +230,76 @@ fn completions_are_taken_in_order_and_told_now_and_then() {
         assert_eq!(ring.pop(), Some(cqe));
         assert_eq!(ring.pop(), None, "the entry of the lap before is not new");
         assert_eq!(
-            mem[64].load(Ordering::Relaxed),
+            control[0].load(Ordering::Relaxed),
             u64::from((i + 1) / 3 * 3),
             "the consumer index"
         );
     }
     ring.arm(2);
-    assert_eq!(mem[65].load(Ordering::Relaxed), 2);
+    assert_eq!(control[1].load(Ordering::Relaxed), 2);
+    assert_eq!(ring.armed(), 2);
+}
+
+#[test]
+fn a_ring_goes_on_with_another_one_from_its_first_position() {
+    let (old, control, new) = (
+        zeroed(8 * SLOT_WORDS),
+        zeroed(SLOT_WORDS),
+        zeroed(16 * SLOT_WORDS),
+    );
+    let mut ring = CompletionRing::new(&old[..], &control[..], 3, 100).unwrap();
+    let at = |ring: &[AtomicU64], position: u32, wr_id: u64| {
+        let mut words = Cqe::from_words([0; SLOT_WORDS]).to_words(position);
+        words[0] = wr_id;
+        for (k, w) in words.into_iter().enumerate() {
+            ring[position as usize % (ring.len() / 8) * 8 + k].store(w, Ordering::Relaxed);
+        }
+    };
+    for i in 0..5 {
+        at(&old, i, u64::from(i));
+    }
+    assert_eq!(ring.pop().unwrap().wr_id, 0);
+    assert_eq!(ring.pop().unwrap().wr_id, 1);
+    ring.publish();
+    assert_eq!(control[0].load(Ordering::Relaxed), 2);
+    ring.arm(1);
+    for i in 0..3 {
+        at(&new, i, u64::from(i) + 2);
+    }
+    assert_eq!(ring.replace(&new[..], 4, 100).unwrap().len(), old.len());
+    assert_eq!((ring.slots(), control[0].load(Ordering::Relaxed)), (16, 0));
+    assert_eq!(ring.armed(), 1, "the arm word stays");
+    for i in 2..5 {
+        assert_eq!(ring.pop().unwrap().wr_id, i);
+    }
+    assert_eq!(ring.pop(), None);
+}
+
+#[test]
+fn a_bind_is_one_slot() {
+    let mem = zeroed(64);
+    let mut ring = SendRing::new(&mem[..], 8).unwrap();
+    let bind = SendHead {
+        remote_addr: 0b110,
+        ..head(8, flags::SIGNALED)
+    };
+    let body = Body::Bind {
+        addr: 0xa000,
+        lkey: 0x99,
+        len: 1 << 40,
+    };
+    assert_eq!((body.slots(), ring.push(bind, body)), (1, 0));
+    let expect = [
+        0x1122_3344_0101_0208,
+        0x0102_0304_0506_0708,
+        0b110,
+        0x5566_7788,
+        0xa000,
+        0x99,
+        1 << 40,
+        1,
+    ];
+    assert_eq!(values(&mem[..8]), expect);
 }
 
 proptest! {

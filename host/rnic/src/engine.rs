@@ -7,6 +7,7 @@ use hyv_abi::queue::{INLINE_EXT, seq};
 use hyv_abi::sync::{Ordering, fence};
 use hyv_abi::types::QpState;
 use hyv_abi::window::summary;
+use hyv_roce::carrier::Carrier;
 
 use crate::limits::{
     BATCH, ERROR_WATCH_NS, HOT_IDLE_TURNS, HOT_SET, SLICE, SUMMARY_TURNS, TIMER_TURNS,
@@ -14,6 +15,8 @@ use crate::limits::{
 };
 use crate::mem::{Bytes, Watch};
 use crate::objects::{Cq, Qp, User, Wait, WaitFor, Wr};
+use crate::recv::{RecvFrom, RecvWr, Srq};
+use crate::wire::Wire;
 
 const _: () = assert!(INLINE_EXT == 56);
 
@@ -25,6 +28,10 @@ pub struct EngineConfig {
     pub gid: [u8; 16],
     /// The device's GUID.
     pub node_guid: u64,
+    /// What carries packets to other hosts; its address is the device's GID then. `None`: all peers are on this host.
+    pub carrier: Option<Box<dyn Carrier>>,
+    /// Called by the driver when connection-management datagrams have arrived ([`Engine::take_mads`]); must not block.
+    pub mad_bell: Box<dyn Fn() + Send>,
 }
 
 /// What the engine did since it was made.
@@ -57,18 +64,25 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) users: Vec<Option<User>>,
     pub(crate) qps: Vec<Option<Box<Qp>>>,
-    pub(crate) free_qps: Vec<usize>,
+    /// The oldest first.
+    pub(crate) free_qps: VecDeque<usize>,
     pub(crate) cqs: Vec<Option<Cq>>,
+    pub(crate) srqs: Vec<Option<Srq>>,
     pub(crate) generation: u32,
-    pub(crate) qpn_generation: u8,
+    /// By slot: the last one's.
+    pub(crate) qpn_generations: Vec<u8>,
     pub(crate) dozing: bool,
     /// CQs that got entries in this turn.
     pub(crate) touched: Vec<usize>,
     /// QPs that lost a completion while a work request runs: they fail once it is over.
     pub(crate) doomed: Vec<usize>,
-    pub(crate) counters: Counters,
+    counters: Counters,
+    /// Of QPs that are gone.
+    pub(crate) past: hyv_abi::control::Counters,
     pub(crate) src: Vec<Bytes>,
     pub(crate) dst: Vec<Bytes>,
+    /// Where the next receive is copied to: no allocation per message.
+    pub(crate) spare_recv: Option<Box<RecvWr>>,
     hot: Vec<Hot>,
     backlog: VecDeque<usize>,
     waiting: Vec<usize>,
@@ -78,6 +92,9 @@ pub struct Engine {
     rung: Vec<u32>,
     turn: u32,
     next_user: usize,
+    /// Turns until packets are looked for.
+    wire_turns: u32,
+    pub(crate) wire: Option<Box<Wire>>,
 }
 
 /// How a work request fared.
@@ -95,21 +112,30 @@ pub(crate) enum Step {
 impl Engine {
     /// A device without users.
     #[must_use]
-    pub fn new(config: EngineConfig) -> Self {
+    pub fn new(mut config: EngineConfig) -> Self {
+        let wire = config.carrier.take().map(|c| Box::new(Wire::new(c)));
+        if let Some(wire) = &wire {
+            config.gid = wire.local();
+        }
         Self {
+            wire_turns: 1,
+            wire,
             config,
             users: Vec::new(),
             qps: (0..crate::limits::FIRST_QP_SLOT).map(|_| None).collect(),
-            free_qps: Vec::new(),
+            free_qps: VecDeque::new(),
             cqs: Vec::new(),
+            srqs: Vec::new(),
             generation: 0,
-            qpn_generation: 0,
+            qpn_generations: Vec::new(),
             dozing: false,
             touched: Vec::with_capacity(64),
             doomed: Vec::new(),
             counters: Counters::default(),
+            past: crate::wire::zeroed(),
             src: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
             dst: Vec::with_capacity(hyv_abi::queue::MAX_SEND_SGE),
+            spare_recv: None,
             hot: Vec::with_capacity(HOT_SET),
             backlog: VecDeque::new(),
             waiting: Vec::new(),
@@ -124,7 +150,14 @@ impl Engine {
     /// What it did so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        let sum = self.device_counters();
+        Counters {
+            work_requests: sum.work_requests,
+            bytes: sum.bytes,
+            errors: sum.errors,
+            rnr_waits: sum.rnr_waits,
+            ..self.counters
+        }
     }
 
     #[inline]
@@ -186,6 +219,12 @@ impl Engine {
         }
         if !self.backlog.is_empty() {
             moved += self.poll_backlog();
+        }
+        self.wire_turns = self.wire_turns.wrapping_sub(1);
+        if self.wire_turns == 0 {
+            let found = self.poll_wire();
+            self.wire_turns = found.1;
+            moved += found.0;
         }
         if self.turn.is_multiple_of(TIMER_TURNS)
             && !(self.waiting.is_empty() && self.errored.is_empty())
@@ -301,7 +340,13 @@ impl Engine {
         }
     }
 
-    fn cool(&mut self, slot: usize) {
+    /// Whether queues had work lately.
+    pub(crate) fn is_busy(&self) -> bool {
+        let idle = |h: &Hot| self.turn.wrapping_sub(h.last_active);
+        self.hot.iter().any(|h| idle(h) < TIMER_TURNS)
+    }
+
+    pub(crate) fn cool(&mut self, slot: usize) {
         let Some(i) = self.hot.iter().position(|h| h.slot == slot) else {
             return;
         };
@@ -323,12 +368,19 @@ impl Engine {
 
     /// Runs a queue's work requests until none is left, its share is used up, or it must wait.
     pub(crate) fn run(&mut self, slot: usize) -> usize {
+        if self.qp(slot).wire.is_some() {
+            return self.run_wire(slot);
+        }
         match self.qp(slot).state {
             QpState::Rts => {}
             // Draining: what has begun is finished, nothing else begins (IBA 1.4, 10.3.1.5).
             QpState::Sqd if self.qp(slot).current.is_some() => {}
             QpState::Err => {
                 self.flush(slot);
+                return 0;
+            }
+            QpState::Sqe => {
+                self.flush_sends(slot);
                 return 0;
             }
             // Posted early: looked at again when the QP becomes ready to send.
@@ -342,11 +394,7 @@ impl Engine {
         let mut paused = false;
         loop {
             if moved >= BATCH || bytes >= u64::from(SLICE) {
-                let qp = self.qp_mut(slot);
-                if !qp.is_hot && !qp.in_backlog {
-                    qp.in_backlog = true;
-                    self.backlog.push_back(slot);
-                }
+                self.run_later(slot);
                 break;
             }
             let qp = self.qp_mut(slot);
@@ -368,24 +416,21 @@ impl Engine {
                 Step::Done(n) => {
                     moved += 1;
                     bytes += n;
-                    self.counters.bytes += n;
-                    self.counters.work_requests += 1;
                     let slots = u32::from(wr.head.slots);
                     let qp = self.qp_mut(slot);
+                    qp.counters.bytes += n;
+                    qp.counters.work_requests += 1;
                     qp.wait = None;
                     qp.sq_head = qp.sq_head.wrapping_add(slots);
                 }
                 Step::More(n) => {
                     moved += 1;
-                    self.counters.bytes += n;
                     let qp = self.qp_mut(slot);
+                    qp.counters.bytes += n;
                     qp.wait = None;
                     qp.current = Some(std::mem::replace(&mut wr, Box::new(Wr::new())));
                     // Its doorbell word does not change until it is done: the backlog carries it.
-                    if !qp.in_backlog {
-                        qp.in_backlog = true;
-                        self.backlog.push_back(slot);
-                    }
+                    self.put_in_backlog(slot);
                     paused = true;
                     break;
                 }
@@ -407,25 +452,47 @@ impl Engine {
             }
         }
         self.scratch = Some(wr);
-        while let Some(lost) = self.doomed.pop() {
-            self.raise(lost, summary::QP_FATAL);
-            if self.qp(lost).state != QpState::Err {
-                self.set_error(lost);
-            }
+        if !self.doomed.is_empty() {
+            self.fail_doomed();
             // It may have been the peer: what this queue still has rings no second doorbell.
-            let qp = self.qp_mut(slot);
-            if qp.state == QpState::Rts && !qp.is_hot && !qp.in_backlog {
-                qp.in_backlog = true;
-                self.backlog.push_back(slot);
+            if self.qp(slot).state == QpState::Rts {
+                self.run_later(slot);
             }
         }
         self.rewatch(slot, paused);
         moved as usize
     }
 
+    /// Puts QPs that lost a completion into the error state.
+    #[cold]
+    pub(crate) fn fail_doomed(&mut self) {
+        while let Some(lost) = self.doomed.pop() {
+            self.raise(lost, summary::QP_FATAL);
+            if self.qp(lost).state != QpState::Err {
+                self.set_error(lost);
+            }
+        }
+    }
+
+    /// Has a queue run in the next turn, unless its doorbell is polled anyway.
+    fn run_later(&mut self, slot: usize) {
+        if !self.qp(slot).is_hot {
+            self.put_in_backlog(slot);
+        }
+    }
+
+    /// Has a queue run in the next turn.
+    pub(crate) fn put_in_backlog(&mut self, slot: usize) {
+        let qp = self.qp_mut(slot);
+        if !qp.in_backlog {
+            qp.in_backlog = true;
+            self.backlog.push_back(slot);
+        }
+    }
+
     /// Sets the hot set's entry to the queue's next slot.
     #[inline]
-    fn rewatch(&mut self, slot: usize, paused: bool) {
+    pub(crate) fn rewatch(&mut self, slot: usize, paused: bool) {
         let Some(qp) = &self.qps[slot] else { return };
         if !qp.is_hot {
             return;
@@ -475,7 +542,7 @@ impl Engine {
                     tries: 0,
                 });
                 if what == WaitFor::Receive {
-                    self.counters.rnr_waits += 1;
+                    qp.counters.rnr_waits += 1;
                 }
             }
         }
@@ -503,6 +570,7 @@ impl Engine {
             summary::QP_REQUEST_ERROR => &events.qp_request_error,
             summary::QP_ACCESS_ERROR => &events.qp_access_error,
             summary::QP_COMM_ESTABLISHED => &events.qp_comm_established,
+            summary::QP_LAST_WQE => &events.qp_last_wqe,
             _ => &events.qp_fatal,
         };
         words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
@@ -514,12 +582,20 @@ impl Engine {
     pub(crate) fn set_error(&mut self, slot: usize) {
         self.forget(slot);
         let qp = self.qp_mut(slot);
-        qp.state = QpState::Err;
+        let before = std::mem::replace(&mut qp.state, QpState::Err);
         qp.wait = None;
         qp.current = None;
+        if let Some(first) = qp.wire.as_mut().and_then(|w| w.hang_up()) {
+            // What was fetched and is not acknowledged still lies in its slots: it flushes from there.
+            qp.sq_head = first;
+        }
         let until = (self.config.clock)() + ERROR_WATCH_NS;
         self.errored.push((slot, until));
         self.flush(slot);
+        if before != QpState::Err && matches!(self.qp(slot).recv, RecvFrom::Shared(_)) {
+            // It takes no more of them (IBA 1.4, 11.6.3.3).
+            self.raise(slot, summary::QP_LAST_WQE);
+        }
     }
 
     /// Raises the completion events of this turn. Must follow every change outside [`Engine::poll`].
@@ -607,6 +683,19 @@ impl Engine {
     /// How long the driver may sleep, ns; `None` for ever.
     #[must_use]
     pub fn next_timer_ns(&self) -> Option<u64> {
+        let local = self.next_local_timer_ns();
+        let wire = self
+            .wire
+            .as_ref()
+            .and_then(|w| w.next_deadline())
+            .map(|d| d.saturating_sub((self.config.clock)()));
+        match (local, wire) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn next_local_timer_ns(&self) -> Option<u64> {
         if !self.errored.is_empty() {
             // Receives posted to a queue in error ring no doorbell.
             return Some(1_000_000);
@@ -621,6 +710,7 @@ impl Engine {
     /// Runs the timers now, whatever the turn: after a sleep.
     pub fn tick(&mut self) {
         self.poll_timers();
+        self.wire_turns = self.poll_wire().1;
         self.finish_turn();
     }
 }

@@ -8,9 +8,11 @@
 //! | [`table`] | objects with generation-checked handles |
 //! | [`state`] | the QP state machine and its attribute masks |
 //! | `objects` | users, PDs, MRs, CQs, QPs |
+//! | `recv` | receive rings, own and shared, and what a QP has taken of them |
 //! | `verbs` | control verbs on them |
 //! | `engine` | the poll loop: hot set, doorbells, timers |
 //! | `exec` | executing one work request between two QPs of this host |
+//! | `wire` | QPs whose peer is on another host: between the rings, the transport's state machines and a carrier |
 //! | [`cell`] | who drives the engine, and how control gets in |
 //! | [`thread`] | the engine's own thread: spin, then sleep |
 //!
@@ -22,15 +24,18 @@ mod exec;
 pub mod limits;
 pub mod mem;
 mod objects;
+mod recv;
 pub mod state;
 pub mod table;
 pub mod thread;
 mod verbs;
+mod wire;
 
 pub use cell::{Driver, EngineCell};
 pub use engine::{Counters, Engine, EngineConfig};
 pub use mem::UserMemory;
 pub use objects::UserId;
+pub use wire::MadArrival;
 
 /// Wakes a user that sleeps: an interrupt into a guest, an eventfd of a process. Called from the driver's
 /// thread; must not block.

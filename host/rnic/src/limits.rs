@@ -4,6 +4,13 @@
 pub const MAX_PDS: usize = 1_024;
 /// MRs per user: the key's index has 24 bits, a handle's 16.
 pub const MAX_MRS: usize = 32_768;
+/// Memory windows per user: as many as regions; their keys' indices come after those.
+pub const MAX_MWS: usize = 32_768;
+/// Places of a table that must be free before one is used again, while others were never used: keys and QPNs have 8 bits of
+/// generation, so a stale one is right again only after 256 times as many.
+pub const MIN_FREE: usize = 1_024;
+/// Address handles per user: one for each peer of a server of datagrams, and a handle's index has 16 bits.
+pub const MAX_AHS: usize = 65_536;
 /// QPs of all users: the QPN's low 16 bits are the slot; 0 and 1 are reserved (IBA 1.4, 10.2.4.4).
 pub const MAX_QPS_TOTAL: usize = 65_534;
 /// First slot of an ordinary QP.
@@ -34,3 +41,17 @@ pub const MAX_MTU: u32 = 4_096;
 pub const ERROR_WATCH_NS: u64 = 1_000_000_000;
 /// Turns between looks at the doorbell summaries while hot queues have work: a queue that is not hot waits so much longer.
 pub const SUMMARY_TURNS: u32 = 8;
+/// Turns between looks for packets while none come and looking takes a system call: some 0.4 us, four times the floor of a request
+/// between two QPs of this host.
+pub const WIRE_IDLE_TURNS: u32 = 64;
+/// The same while packets come: beside queues of this host that are busy, and alone.
+pub const WIRE_BUSY_TURNS: u32 = 4;
+/// Turns without packets after which they count as not coming.
+pub const WIRE_QUIET_TURNS: u32 = 4_096;
+/// Datagrams of connection management that wait for the control thread: more than a host's worth of simultaneous connects; beyond
+/// it the oldest goes, as the network might have lost it.
+pub const MAX_MADS: usize = 4_096;
+/// Bytes of one burst: what fits an IP packet, which a burst is for the kernel until it is cut up.
+pub const MAX_BURST: usize = 65_000;
+/// Copies of work requests kept for reuse.
+pub const WR_POOL: usize = 1_024;

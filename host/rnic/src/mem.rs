@@ -276,6 +276,15 @@ impl Bytes {
         unsafe { std::ptr::copy(self.ptr.as_ptr(), dst.ptr.as_ptr(), n) };
     }
 
+    /// Copies as many of its bytes as fit to `out`; gives how many.
+    #[inline]
+    pub fn read_into(&self, out: &mut [u8]) -> usize {
+        let n = (self.len as usize).min(out.len());
+        // SAFETY: both are at least `n` long; `out` is the engine's own, no user maps it.
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), out.as_mut_ptr(), n) };
+        n
+    }
+
     /// Appends up to 32 bytes at byte `at` of four words.
     #[inline]
     pub fn gather(&self, words: &mut [u64; 4], at: usize) {

@@ -40,6 +40,8 @@ impl Rig {
             clock: Box::new(move || start.elapsed().as_nanos() as u64),
             gid: GID,
             node_guid: 1,
+            carrier: None,
+            mad_bell: Box::new(|| {}),
         });
         let kicks = Kicks::new().expect("kicks");
         let client = |e: &mut Engine, key| {

@@ -16,6 +16,8 @@ const CAP: Cap = Cap {
     rq_log2: 4,
     stride: 64,
     sig_all: false,
+    ty: QpType::Rc,
+    srq: u32::MAX,
 };
 
 /// Two honest users with a connection, and one of them serves the hostile one too.

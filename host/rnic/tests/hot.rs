@@ -12,6 +12,8 @@ const SMALL: Cap = Cap {
     rq_log2: 3,
     stride: 32,
     sig_all: false,
+    ty: QpType::Rc,
+    srq: u32::MAX,
 };
 
 /// Connections between two users; each QP sends its own count.

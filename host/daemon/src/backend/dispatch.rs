@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use hyv_abi::control::{
     AllocPd, CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect, CmEstablish,
-    CmGetEvent, CmListen, CmReject, CmResolveAddr, CmResolveRoute, CreateCq, CreateQp, DeallocPd,
-    DeregMr, DestroyCq, DestroyQp, Empty, GidReply, HandleReply, MAX_REPLY, ModifyQp, Opcode,
-    QueryDevice, QueryGid, QueryPort, QueryQp, REPLY_HEADER_LEN, RegMr, Verb,
+    CmGetEvent, CmListen, CmReject, CmResolveAddr, CmResolveRoute, CreateCq, CreateQp, CreateSrq,
+    DeallocPd, DeregMr, DestroyCq, DestroyQp, DestroySrq, Empty, GidReply, HandleReply, MAX_REPLY,
+    ModifyQp, ModifySrq, Opcode, QueryDevice, QueryGid, QueryPkey, QueryPort, QueryQp, QuerySrq,
+    REPLY_HEADER_LEN, RegMr, Verb,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use zerocopy::IntoBytes;
@@ -103,6 +104,7 @@ fn call(
         Opcode::QueryGid => run(body, room, |v: QueryGid| {
             p.gid(v.port, v.index).map(|gid| GidReply { gid })
         }),
+        Opcode::QueryPkey => run(body, room, |v: QueryPkey| p.pkey(v.port, v.index)),
         Opcode::AllocPd => run(body, room, |_: AllocPd| handle(p.alloc_pd(u))),
         Opcode::DeallocPd => run(body, room, |v: DeallocPd| empty(p.dealloc_pd(u, v.pd))),
         Opcode::RegMr => run(body, room, |v: RegMr| p.reg_mr(u, &v)),
@@ -123,19 +125,29 @@ fn call(
             }
             Ok(Empty {})
         }),
-        Opcode::CmCreateId => run(body, room, |_: CmCreateId| handle(cm.create_id(user))),
+        Opcode::CreateSrq => run(body, room, |v: CreateSrq| handle(p.create_srq(u, &v))),
+        Opcode::ModifySrq => run(body, room, |v: ModifySrq| empty(p.modify_srq(u, &v))),
+        Opcode::QuerySrq => run(body, room, |v: QuerySrq| p.query_srq(u, v.srq)),
+        Opcode::DestroySrq => run(body, room, |v: DestroySrq| empty(p.destroy_srq(u, v.srq))),
+        Opcode::CmCreateId => run(body, room, |v: CmCreateId| {
+            handle(cm.create_id(user, v.port_space))
+        }),
         Opcode::CmDestroyId => run(body, room, |v: CmDestroyId| {
             empty(cm.destroy_id(user, v.id))
         }),
         Opcode::CmBindAddr => run(body, room, |v: CmBindAddr| cm.bind_addr(user, &v)),
         Opcode::CmListen => run(body, room, |v: CmListen| empty(cm.listen(user, &v))),
         Opcode::CmResolveAddr => run(body, room, |v: CmResolveAddr| {
-            empty(cm.resolve_addr(user, &v))
+            empty(cm.resolve_addr(user, &v, |from, to| p.has_route(from, to)))
         }),
         Opcode::CmResolveRoute => run(body, room, |v: CmResolveRoute| {
             empty(cm.resolve_route(user, &v))
         }),
         Opcode::CmConnect => run(body, room, |v: CmConnect| {
+            if cm.has_wire() {
+                // The link's may have changed.
+                cm.set_path_mtu(p.port_attr(1)?.active_mtu);
+            }
             empty(cm.connect(user, &v, now, owns))
         }),
         Opcode::CmAccept => run(body, room, |v: CmAccept| {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use hyv_abi::control::{
-    CreateCq, CreateQp, DeviceAttr, ModifyQp, MrReply, PortAttr, QpAttr, QpReply, RegMr,
+    CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr,
+    QpAttr, QpReply, RegMr, SrqAttr,
 };
 use hyv_abi::types::VerbError;
 
@@ -44,6 +45,7 @@ pub trait Provider: Send + Sync {
     fn device_attr(&self, user: UserId) -> Result<DeviceAttr, VerbError>;
     fn port_attr(&self, port: u32) -> Result<PortAttr, VerbError>;
     fn gid(&self, port: u32, index: u32) -> Result<[u8; 16], VerbError>;
+    fn pkey(&self, port: u32, index: u32) -> Result<PkeyReply, VerbError>;
     fn alloc_pd(&self, user: UserId) -> Result<u32, VerbError>;
     fn dealloc_pd(&self, user: UserId, pd: u32) -> Result<(), VerbError>;
     fn reg_mr(&self, user: UserId, verb: &RegMr) -> Result<MrReply, VerbError>;
@@ -54,8 +56,25 @@ pub trait Provider: Send + Sync {
     fn modify_qp(&self, user: UserId, verb: &ModifyQp) -> Result<(), VerbError>;
     fn query_qp(&self, user: UserId, qp: u32) -> Result<QpAttr, VerbError>;
     fn destroy_qp(&self, user: UserId, qp: u32) -> Result<(), VerbError>;
+    fn create_srq(&self, user: UserId, verb: &CreateSrq) -> Result<u32, VerbError>;
+    fn modify_srq(&self, user: UserId, verb: &ModifySrq) -> Result<(), VerbError>;
+    fn query_srq(&self, user: UserId, srq: u32) -> Result<SrqAttr, VerbError>;
+    fn destroy_srq(&self, user: UserId, srq: u32) -> Result<(), VerbError>;
     /// Whether a queue pair number is this user's.
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool;
     /// Moves a queue pair to the error state and flushes it. Nothing happens for a number that is not this user's.
     fn fail_qpn(&self, user: UserId, qpn: u32);
+    /// Sends a MAD to a peer's QP1, from one of this device's GIDs. It may get lost.
+    fn send_mad(&self, src: &[u8; 16], dst: &[u8; 16], mad: &[u8; 256]) {
+        let _ = (src, dst, mad);
+    }
+    /// MADs that came to QP1 since the last call: from where, and what.
+    fn take_mads(&self) -> Vec<([u8; 16], Box<[u8; 256]>)> {
+        Vec::new()
+    }
+    /// Whether packets can go from one of this device's GIDs to an address that is not this host's.
+    fn has_route(&self, src: &[u8; 16], dst: &[u8; 16]) -> bool {
+        let _ = (src, dst);
+        false
+    }
 }

@@ -6,7 +6,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyv_abi::control::{
-    CreateCq, CreateQp, DeviceAttr, ModifyQp, MrReply, PortAttr, QpAttr, QpReply, RegMr,
+    CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr,
+    QpAttr, QpReply, RegMr, SrqAttr,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_rnic::thread::Kicks;
@@ -15,6 +16,7 @@ use hyv_rnic::{Engine, EngineCell};
 use super::UserMemory;
 use super::provider::{Provider, UserId, Wake};
 use crate::sys::event::EventFd;
+use crate::wire::Routes;
 
 type Result<T> = std::result::Result<T, VerbError>;
 
@@ -29,6 +31,7 @@ pub struct SoftRnic {
     cell: Arc<EngineCell>,
     kicks: Arc<Kicks>,
     users: Mutex<Users>,
+    routes: Option<Routes>,
 }
 
 impl std::fmt::Debug for SoftRnic {
@@ -55,7 +58,15 @@ impl SoftRnic {
             cell,
             kicks,
             users: Mutex::default(),
+            routes: None,
         }
+    }
+
+    /// With an engine that reaches other hosts, and how to know which.
+    #[must_use]
+    pub fn with_routes(mut self, routes: Option<Routes>) -> Self {
+        self.routes = routes;
+        self
     }
 
     fn users(&self) -> MutexGuard<'_, Users> {
@@ -130,6 +141,10 @@ impl Provider for SoftRnic {
         self.cell.control(|e| e.gid(port, index))
     }
 
+    fn pkey(&self, port: u32, index: u32) -> Result<PkeyReply> {
+        self.cell.control(|e| e.pkey(port, index))
+    }
+
     fn alloc_pd(&self, user: UserId) -> Result<u32> {
         self.with(user, |e, u| e.alloc_pd(u))
     }
@@ -170,6 +185,22 @@ impl Provider for SoftRnic {
         self.with(user, |e, u| e.destroy_qp(u, qp))
     }
 
+    fn create_srq(&self, user: UserId, verb: &CreateSrq) -> Result<u32> {
+        self.with(user, |e, u| e.create_srq(u, verb))
+    }
+
+    fn modify_srq(&self, user: UserId, verb: &ModifySrq) -> Result<()> {
+        self.with(user, |e, u| e.modify_srq(u, verb))
+    }
+
+    fn query_srq(&self, user: UserId, srq: u32) -> Result<SrqAttr> {
+        self.with(user, |e, u| e.query_srq(u, srq))
+    }
+
+    fn destroy_srq(&self, user: UserId, srq: u32) -> Result<()> {
+        self.with(user, |e, u| e.destroy_srq(u, srq))
+    }
+
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool {
         self.with(user, |e, u| Ok(e.owns_qpn(u, qpn)))
             .unwrap_or(false)
@@ -181,5 +212,24 @@ impl Provider for SoftRnic {
             e.fail_qpn(u, qpn);
             Ok(())
         });
+    }
+
+    fn send_mad(&self, _src: &[u8; 16], dst: &[u8; 16], mad: &[u8; 256]) {
+        // The engine has one address.
+        self.cell
+            .control(|e| e.send_mad(dst, hyv_roce::mad::GSI_QPN, mad));
+    }
+
+    fn take_mads(&self) -> Vec<([u8; 16], Box<[u8; 256]>)> {
+        let arrived = self.cell.control(Engine::take_mads);
+        // Management talks from QP 1 to QP 1; anybody may send to it from elsewhere.
+        let from_gsi = arrived
+            .into_iter()
+            .filter(|m| m.src_qpn == hyv_roce::mad::GSI_QPN);
+        from_gsi.map(|m| (m.src, m.mad)).collect()
+    }
+
+    fn has_route(&self, src: &[u8; 16], dst: &[u8; 16]) -> bool {
+        self.routes.as_ref().is_some_and(|r| r.has(src, dst))
     }
 }

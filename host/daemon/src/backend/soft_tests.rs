@@ -30,6 +30,8 @@ fn host() -> Backend {
         clock: Box::new(crate::sys::clock::monotonic_ns),
         gid: GID,
         node_guid: 42,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     let rnic = SoftRnic::new(EngineCell::new(Engine::new(config)), Kicks::new().unwrap());
     Backend::spawn(BackendConfig::default(), Arc::new(rnic)).unwrap()

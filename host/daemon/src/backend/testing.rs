@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyv_abi::control::{
-    CmEvent, CmEventKind, CmGetEvent, CreateCq, CreateQp, DeviceAttr, MAX_REPLY, ModifyQp, MrReply,
-    PortAttr, QpAttr, QpReply, REPLY_HEADER_LEN, RegMr, ReplyHeader, RequestHeader, Verb,
+    CmEvent, CmEventKind, CmGetEvent, CreateCq, CreateQp, CreateSrq, DeviceAttr, MAX_REPLY,
+    ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr, QpAttr, QpReply, REPLY_HEADER_LEN, RegMr,
+    ReplyHeader, RequestHeader, SrqAttr, Verb,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_abi::window::{WINDOW_LEN, Window, summary};
@@ -313,6 +314,17 @@ impl Fake {
         Ok(handle)
     }
 
+    fn find(&self, user: UserId, handle: u32) -> Result<(), VerbError> {
+        if self.book.lock().unwrap().users[&user.0]
+            .live
+            .contains(&handle)
+        {
+            Ok(())
+        } else {
+            Err(VerbError::new(Errno::NoEnt, Reason::BadHandle))
+        }
+    }
+
     fn destroy(&self, user: UserId, handle: u32) -> Result<(), VerbError> {
         let mut b = self.book.lock().unwrap();
         let gone = b
@@ -390,6 +402,13 @@ impl Provider for Fake {
         }
     }
 
+    fn pkey(&self, port: u32, index: u32) -> Result<PkeyReply, VerbError> {
+        self.gid(port, index).map(|_| PkeyReply {
+            pkey: 0xffff,
+            reserved: 0,
+        })
+    }
+
     fn alloc_pd(&self, user: UserId) -> Result<u32, VerbError> {
         self.create(user)
     }
@@ -431,15 +450,27 @@ impl Provider for Fake {
     }
 
     fn query_qp(&self, user: UserId, qp: u32) -> Result<QpAttr, VerbError> {
-        if self.book.lock().unwrap().users[&user.0].live.contains(&qp) {
-            Ok(QpAttr::new_zeroed())
-        } else {
-            Err(VerbError::new(Errno::NoEnt, Reason::BadHandle))
-        }
+        self.find(user, qp).map(|()| QpAttr::new_zeroed())
     }
 
     fn destroy_qp(&self, user: UserId, qp: u32) -> Result<(), VerbError> {
         self.destroy(user, qp)
+    }
+
+    fn create_srq(&self, user: UserId, _: &CreateSrq) -> Result<u32, VerbError> {
+        self.create(user)
+    }
+
+    fn modify_srq(&self, user: UserId, verb: &ModifySrq) -> Result<(), VerbError> {
+        self.find(user, verb.srq)
+    }
+
+    fn query_srq(&self, user: UserId, srq: u32) -> Result<SrqAttr, VerbError> {
+        self.find(user, srq).map(|()| SrqAttr::new_zeroed())
+    }
+
+    fn destroy_srq(&self, user: UserId, srq: u32) -> Result<(), VerbError> {
+        self.destroy(user, srq)
     }
 
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool {

@@ -10,24 +10,27 @@
     reason = "the contract's names, for whichever file needs them"
 )]
 
+pub mod net;
 mod queues;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyv_abi::control::{CreateCq, CreateQp, QpAttr, RegMr};
+use hyv_abi::control::{CreateCq, CreateQp, CreateSrq, QpAttr, RegMr};
 pub use hyv_abi::doorbell::Ring;
 use hyv_abi::queue::Cqe;
 pub use hyv_abi::queue::{Sge, WcOpcode, WcStatus, WrOpcode, arm, cqe_flags, flags};
 pub use hyv_abi::types::{Access, Errno, QpAttrMask as M, QpState, QpType, Reason, VerbError};
 pub use hyv_abi::window::{Window, summary};
 use hyv_rnic::{Engine, EngineConfig, UserId, UserMemory, Wake};
-pub use queues::{Cap, Cq, Qp, Wr};
+pub use queues::{Cap, Cq, Qp, Srq, Wr};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// The device's GID in these tests.
 pub const GID: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+/// The Q_Key of datagram QPs in these tests.
+pub const QKEY: u32 = 0x1111_1111;
 /// A region's virtual address lies so far from its RAM offset: nobody may mix the two up.
 pub const IOVA: u64 = 0x7f00_0000_0000;
 /// Everything a peer or the device may do.
@@ -151,12 +154,19 @@ impl Clock {
 
 /// An engine on virtual time.
 pub fn engine() -> (Engine, Clock) {
+    engine_at(GID)
+}
+
+/// The same with another GID.
+pub fn engine_at(gid: [u8; 16]) -> (Engine, Clock) {
     let clock = Clock(Arc::new(AtomicU64::new(1_000_000)));
     let time = Arc::clone(&clock.0);
     let config = EngineConfig {
         clock: Box::new(move || time.load(Ordering::SeqCst)),
-        gid: GID,
+        gid,
         node_guid: 0x1234,
+        carrier: None,
+        mad_bell: Box::new(|| {}),
     };
     (Engine::new(config), clock)
 }
@@ -298,16 +308,56 @@ impl User {
         }
     }
 
+    pub fn srq(&mut self, e: &mut Engine, pd: u32, log2: u32, stride: u32) -> Srq {
+        let req = CreateSrq {
+            pd,
+            log2,
+            ring: self.alloc(u64::from(stride) << log2),
+            ctrl: self.alloc(64),
+            stride,
+            reserved: 0,
+        };
+        Srq {
+            owner: self.id,
+            handle: e.create_srq(self.id, &req).expect("create_srq"),
+            ram: Arc::clone(&self.ram),
+            ring: req.ring,
+            ctrl: req.ctrl,
+            log2,
+            stride,
+            tail: 0,
+        }
+    }
+
     pub fn qp(&mut self, e: &mut Engine, pd: u32, scq: &Cq, rcq: &Cq, cap: Cap) -> Qp {
+        let memory = self.qp_memory(cap);
+        self.qp_at(e, pd, (scq, rcq), cap, memory)
+    }
+
+    /// Room for a QP's rings.
+    pub fn qp_memory(&mut self, cap: Cap) -> (u64, u64) {
+        let sq = self.alloc(64 << cap.sq_log2);
+        (sq, self.alloc(u64::from(cap.stride) << cap.rq_log2))
+    }
+
+    /// A QP whose rings are there.
+    pub fn qp_at(
+        &self,
+        e: &mut Engine,
+        pd: u32,
+        cqs: (&Cq, &Cq),
+        cap: Cap,
+        memory: (u64, u64),
+    ) -> Qp {
         let req = CreateQp {
             pd,
-            qp_type: QpType::Rc as u32,
-            send_cq: scq.handle,
-            recv_cq: rcq.handle,
-            srq: u32::MAX,
+            qp_type: cap.ty as u32,
+            send_cq: cqs.0.handle,
+            recv_cq: cqs.1.handle,
+            srq: cap.srq,
             sig_all: u32::from(cap.sig_all),
-            sq_ring: self.alloc(64 << cap.sq_log2),
-            rq_ring: self.alloc(u64::from(cap.stride) << cap.rq_log2),
+            sq_ring: memory.0,
+            rq_ring: memory.1,
             sq_log2: cap.sq_log2,
             rq_log2: cap.rq_log2,
             rq_stride: cap.stride,
@@ -468,6 +518,8 @@ pub fn event(ram: &Ram, kind: u64, index: usize) -> bool {
         summary::QP_REQUEST_ERROR => &ev.qp_request_error,
         summary::QP_ACCESS_ERROR => &ev.qp_access_error,
         summary::QP_COMM_ESTABLISHED => &ev.qp_comm_established,
+        summary::QP_LAST_WQE => &ev.qp_last_wqe,
+        summary::SRQ_LIMIT => &ev.srq_limit,
         _ => panic!("no such kind"),
     };
     let any = ev.summary.fetch_and(!kind, Ordering::SeqCst) & kind != 0;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use hyv_abi::control::{ModifyQp, QpAttr};
+use hyv_abi::control::{ModifyQp, ModifySrq, QpAttr, SrqAttr};
 use hyv_abi::doorbell::Ring;
 use hyv_abi::queue::{Cqe, SendHead, Sge, WrOpcode, flags, seq};
-use hyv_abi::types::{QpAttrMask as M, QpState, VerbError};
+use hyv_abi::types::{Access, QpAttrMask as M, QpState, QpType, VerbError};
 use hyv_rnic::{Engine, UserId};
 
-use super::{Conn, GID, INIT, Mr, RTR, RTS, Ram, attr};
+use super::{Conn, GID, Mr, QKEY, Ram, attr};
 
 /// How large a QP's rings are.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,9 @@ pub struct Cap {
     pub rq_log2: u32,
     pub stride: u32,
     pub sig_all: bool,
+    pub ty: QpType,
+    /// Handle of the SRQ, or `u32::MAX`.
+    pub srq: u32,
 }
 
 impl Default for Cap {
@@ -27,6 +30,8 @@ impl Default for Cap {
             rq_log2: 5,
             stride: 64,
             sig_all: false,
+            ty: QpType::Rc,
+            srq: u32::MAX,
         }
     }
 }
@@ -90,6 +95,11 @@ impl Cq {
             .store(u64::from(self.head), Ordering::Release);
     }
 
+    /// It was resized: another ring, and positions from 0 on.
+    pub fn moved(&mut self, ring: u64, log2: u32) {
+        (self.ring, self.mask, self.head) = (ring, (1 << log2) - 1, 0);
+    }
+
     /// All that is there.
     pub fn drain(&mut self) -> Vec<Cqe> {
         std::iter::from_fn(|| self.poll()).collect()
@@ -106,6 +116,65 @@ impl Cq {
     pub fn arm(&self, how: u64) {
         self.ram.word(self.ctrl + 8).store(how, Ordering::Relaxed);
         fence(Ordering::SeqCst);
+    }
+}
+
+/// Fills slot `tail` of a receive ring of (offset, log2 of its slots, stride in bytes).
+fn fill_recv(ram: &Ram, ring: (u64, u32, u32), tail: u32, wr_id: u64, sges: &[Sge]) {
+    let (offset, log2, stride) = (ring.0, ring.1, u64::from(ring.2));
+    assert!(sges.len() as u64 <= (stride - 16) / 16);
+    let at = offset + stride * u64::from(tail & ((1 << log2) - 1));
+    ram.word(at).store(wr_id, Ordering::Relaxed);
+    for (i, sge) in sges.iter().enumerate() {
+        let [a, b] = sge.to_words();
+        let at = at + 8 + 16 * i as u64;
+        ram.word(at).store(a, Ordering::Relaxed);
+        ram.word(at + 8).store(b, Ordering::Relaxed);
+    }
+    let last = u64::from(seq(tail)) | (sges.len() as u64) << 32;
+    ram.word(at + stride - 8).store(last, Ordering::Release);
+}
+
+/// A shared receive queue, posted to by its owner.
+pub struct Srq {
+    pub owner: UserId,
+    pub handle: u32,
+    pub(super) ram: Arc<Ram>,
+    pub ring: u64,
+    pub ctrl: u64,
+    pub log2: u32,
+    pub stride: u32,
+    /// Receives ever posted.
+    pub tail: u32,
+}
+
+impl Srq {
+    pub fn index(&self) -> usize {
+        (self.handle & 0xffff) as usize
+    }
+
+    /// Fills the next slot and publishes the count.
+    pub fn post_recv(&mut self, wr_id: u64, sges: &[Sge]) {
+        fill_recv(
+            &self.ram,
+            (self.ring, self.log2, self.stride),
+            self.tail,
+            wr_id,
+            sges,
+        );
+        self.tail = self.tail.wrapping_add(1);
+        self.ram
+            .word(self.ctrl)
+            .store(u64::from(self.tail), Ordering::Release);
+    }
+
+    pub fn arm(&self, e: &mut Engine, limit: u32) -> Result<(), VerbError> {
+        let srq = self.handle;
+        e.modify_srq(self.owner, &ModifySrq { srq, limit })
+    }
+
+    pub fn query(&self, e: &Engine) -> SrqAttr {
+        e.query_srq(self.owner, self.handle).expect("query_srq")
     }
 }
 
@@ -193,6 +262,22 @@ impl Wr {
         self
     }
 
+    /// Binds the window of key `present` to bytes of a region, under the key `new`.
+    pub fn bind(
+        wr_id: u64,
+        present: u32,
+        new: u32,
+        access: Access,
+        mr: &Mr,
+        at: u64,
+        len: u64,
+    ) -> Self {
+        let mut wr = Self::new(WrOpcode::BindMw, wr_id).sge(mr.sge(at, 0));
+        (wr.imm, wr.rkey) = (new, present);
+        (wr.remote, wr.operand) = (u64::from(access.bits()), len);
+        wr
+    }
+
     pub fn atomic(mut self, compare: u64, operand: u64) -> Self {
         (self.compare, self.operand) = (compare, operand);
         self
@@ -237,7 +322,7 @@ impl Wr {
             slots[slot][at..at + 2].copy_from_slice(&sge.to_words());
         }
         let atomic = cas || self.op == WrOpcode::FetchAdd as u8;
-        if atomic {
+        if atomic || self.op == WrOpcode::BindMw as u8 {
             slots[0][6] = self.operand;
         }
         if cas {
@@ -302,21 +387,8 @@ impl Qp {
     }
 
     pub fn post_recv(&mut self, wr_id: u64, sges: &[Sge]) {
-        let stride = u64::from(self.cap.stride);
-        assert!(sges.len() as u64 <= (stride - 16) / 16);
-        let mask = (1u32 << self.cap.rq_log2) - 1;
-        let at = self.rq + stride * u64::from(self.rq_tail & mask);
-        self.ram.word(at).store(wr_id, Ordering::Relaxed);
-        for (i, sge) in sges.iter().enumerate() {
-            let [a, b] = sge.to_words();
-            let at = at + 8 + 16 * i as u64;
-            self.ram.word(at).store(a, Ordering::Relaxed);
-            self.ram.word(at + 8).store(b, Ordering::Relaxed);
-        }
-        let last = u64::from(seq(self.rq_tail)) | (sges.len() as u64) << 32;
-        self.ram
-            .word(at + stride - 8)
-            .store(last, Ordering::Release);
+        let ring = (self.rq, self.cap.rq_log2, self.cap.stride);
+        fill_recv(&self.ram, ring, self.rq_tail, wr_id, sges);
         self.rq_tail = self.rq_tail.wrapping_add(1);
     }
 
@@ -344,27 +416,33 @@ impl Qp {
         self.rts(e, c);
     }
 
+    fn to(&self, e: &mut Engine, from: QpState, to: QpState, mut a: QpAttr) {
+        let masks = hyv_rnic::state::transition(self.cap.ty, from, to).expect("a transition");
+        a.state = to as u32;
+        self.modify(e, M::STATE | masks.required, a)
+            .unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+    }
+
     pub fn init(&self, e: &mut Engine, c: &Conn) {
         let mut a = attr();
-        (a.state, a.port_num, a.access) = (QpState::Init as u32, 1, c.access.bits());
-        self.modify(e, INIT, a).expect("INIT");
+        (a.port_num, a.access, a.qkey) = (1, c.access.bits(), QKEY);
+        self.to(e, QpState::Reset, QpState::Init, a);
     }
 
     pub fn rtr(&self, e: &mut Engine, peer: u32, c: &Conn) {
         let mut a = attr();
-        a.state = QpState::Rtr as u32;
         (a.path_mtu, a.dest_qp_num, a.rq_psn) = (4096, peer, 77);
         (a.max_dest_rd_atomic, a.min_rnr_timer) = (c.rd_atomic, c.min_rnr_timer);
         a.dest_gid = GID;
-        self.modify(e, RTR, a).expect("RTR");
+        self.to(e, QpState::Init, QpState::Rtr, a);
     }
 
     pub fn rts(&self, e: &mut Engine, c: &Conn) {
         let mut a = attr();
-        (a.state, a.sq_psn) = (QpState::Rts as u32, 99);
+        a.sq_psn = 99;
         (a.timeout, a.retry_cnt, a.rnr_retry) = (c.timeout, c.retry_cnt, c.rnr_retry);
         a.max_rd_atomic = c.rd_atomic;
-        self.modify(e, RTS, a).expect("RTS");
+        self.to(e, QpState::Rtr, QpState::Rts, a);
     }
 
     pub fn state(&self, e: &Engine) -> QpState {

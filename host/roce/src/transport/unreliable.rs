@@ -7,18 +7,10 @@ use crate::wire::Position;
 /// What a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnreliableCheck {
-    /// Take it. `fresh`: a message that had begun is given up first; its receive stays at the head of the queue.
-    Go {
-        /// What to do.
-        go: Go,
-        /// A message was cut off.
-        fresh: bool,
-    },
-    /// It belongs to a message that was dropped, or breaks the protocol. `cut`: a message that had begun is given up.
-    Drop {
-        /// A message was cut off.
-        cut: bool,
-    },
+    /// Take it. If a message begins here, one that had begun is given up.
+    Go(Go),
+    /// It belongs to a message that was dropped, or breaks the protocol.
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +50,12 @@ impl Unreliable {
         self.expected = r.psn.add(1);
         let begun = self.inbound.take();
         let inbound = if in_order { begun } else { None };
-        let Some((go, next)) = self.classify(r, inbound) else {
-            return UnreliableCheck::Drop {
-                cut: begun.is_some(),
-            };
-        };
-        self.inbound = next;
-        UnreliableCheck::Go {
-            go,
-            fresh: begun.is_some() && r.position.begins(),
+        match self.classify(r, inbound) {
+            Some((go, next)) => {
+                self.inbound = next;
+                UnreliableCheck::Go(go)
+            }
+            None => UnreliableCheck::Drop,
         }
     }
 

@@ -1,204 +1,56 @@
-//! Queue pairs.
+//! Queue pairs: posting work.
+
+mod control;
+mod create;
 
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use hyv_abi::control::{CreateQp, DestroyQp, ModifyQp, QpAttr, QueryQp};
+use hyv_abi::control::{CounterScope, Counters, QpAttr, QueryCounters};
 use hyv_abi::doorbell::Ring;
-use hyv_abi::queue::{
-    MAX_INLINE, MAX_RECV_SGE, MAX_SEND_SGE, RECV_STRIDES, SLOT_LEN, SendHead, Sge, flags,
-};
+use hyv_abi::queue::{MAX_INLINE, SendHead, Sge, WrOpcode, flags};
 use hyv_abi::types::{Access, QpAttrMask, QpState, QpType};
 use hyv_abi::window::KICK_DATA;
 
-use crate::context::{ContextInner, Gid};
-use crate::cq::{CompletionQueue, CqInner};
 use crate::dma::{DmaBuf, WindowRef};
 use crate::error::{Error, PostError, PostListError};
-use crate::limits::{MAX_RING, MIN_SEND_RING};
-use crate::mr::{PdInner, ProtectionDomain};
+use crate::mr::MemoryRegion;
+use crate::mw::MemoryWindow;
 use crate::ring::{Body, RecvRing, SendRing};
 use crate::shadow::QpShared;
-use crate::wr::{Payload, RecvWr, SendOp, SendWr};
+use crate::wr::{Payload, RecvWr, SendFlags, SendOp, SendWr};
 
-/// What a queue pair is made for, as `struct ibv_qp_cap`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct QpCaps {
-    /// Send work requests outstanding; 1 or more.
-    pub max_send_wr: u32,
-    /// Receives outstanding; 1 or more.
-    pub max_recv_wr: u32,
-    /// SGEs of a send, at most 16.
-    pub max_send_sge: u32,
-    /// SGEs of a receive, at most 15.
-    pub max_recv_sge: u32,
-    /// Inline bytes of a send, at most 416.
-    pub max_inline_data: u32,
-    /// Every send writes a completion, whatever its flags (`sq_sig_all`).
-    pub signal_all: bool,
-}
+pub(crate) use control::QpControl;
+pub use control::{RtrParams, RtsParams};
+pub use create::{QpCaps, QpInitAttr};
+pub(crate) use create::{at_most, ring_slots};
 
-impl Default for QpCaps {
-    fn default() -> Self {
-        Self {
-            max_send_wr: 64,
-            max_recv_wr: 64,
-            max_send_sge: 1,
-            max_recv_sge: 1,
-            max_inline_data: 24,
-            signal_all: false,
+/// Which operations a type of queue pair has, as bits of [`SendOp::bit`] (InfiniBand Architecture 1.4, table 47).
+const fn allowed(ty: QpType) -> u32 {
+    const fn of(op: WrOpcode) -> u32 {
+        1 << op as u32
+    }
+    let both = of(WrOpcode::Send)
+        | of(WrOpcode::SendImm)
+        | of(WrOpcode::Write)
+        | of(WrOpcode::WriteImm)
+        | of(WrOpcode::LocalInv)
+        | of(WrOpcode::BindMw);
+    match ty {
+        QpType::Rc => {
+            both | of(WrOpcode::Read)
+                | of(WrOpcode::CmpSwp)
+                | of(WrOpcode::FetchAdd)
+                | of(WrOpcode::SendInv)
         }
+        QpType::Uc => both,
+        QpType::Ud => SendOp::DATAGRAM,
     }
 }
 
-/// What INIT → RTR needs: the peer and how to hear it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RtrParams {
-    /// The peer's GID.
-    pub dest_gid: Gid,
-    /// The peer's QPN.
-    pub dest_qpn: u32,
-    /// First PSN that the peer sends.
-    pub rq_psn: u32,
-    /// Path MTU, bytes: 256 to 4096.
-    pub path_mtu: u32,
-    /// READs and atomics that the peer may have outstanding here.
-    pub max_dest_rd_atomic: u32,
-    /// What the peer is told to wait for when no receive is posted: a 5-bit code
-    /// ([`hyv_abi::types::rnr_timer_ns`]).
-    pub min_rnr_timer: u32,
-}
-
-impl RtrParams {
-    /// To a peer, with the usual rest.
-    #[must_use]
-    pub const fn to(dest_gid: Gid, dest_qpn: u32, rq_psn: u32) -> Self {
-        Self {
-            dest_gid,
-            dest_qpn,
-            rq_psn,
-            path_mtu: 4096,
-            max_dest_rd_atomic: 16,
-            min_rnr_timer: 1,
-        }
-    }
-}
-
-/// What RTR → RTS needs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RtsParams {
-    /// First PSN that this side sends.
-    pub sq_psn: u32,
-    /// READs and atomics that this side may have outstanding.
-    pub max_rd_atomic: u32,
-    /// ACK timeout, a 5-bit code: 4.096 us x 2^code.
-    pub timeout: u32,
-    /// Retries when no answer comes.
-    pub retry_cnt: u32,
-    /// Retries when the peer has no receive posted; 7 is for ever.
-    pub rnr_retry: u32,
-}
-
-impl RtsParams {
-    /// With the usual rest.
-    #[must_use]
-    pub const fn from_psn(sq_psn: u32) -> Self {
-        Self {
-            sq_psn,
-            max_rd_atomic: 16,
-            timeout: 14,
-            retry_cnt: 7,
-            rnr_retry: 7,
-        }
-    }
-}
-
-/// A queue pair's control side: what connection management needs of it.
-pub(crate) struct QpControl {
-    pub(crate) context: Arc<ContextInner>,
-    pub(crate) handle: u32,
-    pub(crate) shared: Arc<QpShared>,
-    _pd: Arc<PdInner>,
-    _send_cq: Arc<CqInner>,
-    _recv_cq: Arc<CqInner>,
-}
-
-impl QpControl {
-    pub(crate) fn modify(&self, attr: &QpAttr, mask: QpAttrMask) -> Result<(), Error> {
-        if self.shared.dead.load(Ordering::Acquire) {
-            return Err(Error::NoQueuePair);
-        }
-        self.context.call(&ModifyQp {
-            qp: self.handle,
-            mask: mask.bits(),
-            attr: *attr,
-        })?;
-        if mask.contains(QpAttrMask::STATE) {
-            self.shared
-                .set_state(QpState::from_u32(attr.state).unwrap_or(QpState::Err));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn to_init(&self, access: Access) -> Result<(), Error> {
-        let mask = QpAttrMask::STATE
-            | QpAttrMask::PKEY_INDEX
-            | QpAttrMask::PORT
-            | QpAttrMask::ACCESS_FLAGS;
-        let attr = QpAttr {
-            state: QpState::Init as u32,
-            access: access.bits(),
-            port_num: 1,
-            ..QpAttr::EMPTY
-        };
-        self.modify(&attr, mask)
-    }
-
-    pub(crate) fn to_rtr(&self, p: &RtrParams) -> Result<(), Error> {
-        let mask = QpAttrMask::STATE
-            | QpAttrMask::AV
-            | QpAttrMask::PATH_MTU
-            | QpAttrMask::DEST_QPN
-            | QpAttrMask::RQ_PSN
-            | QpAttrMask::MAX_DEST_RD_ATOMIC
-            | QpAttrMask::MIN_RNR_TIMER;
-        let attr = QpAttr {
-            state: QpState::Rtr as u32,
-            dest_gid: p.dest_gid.0,
-            dest_qp_num: p.dest_qpn,
-            rq_psn: p.rq_psn,
-            path_mtu: p.path_mtu,
-            max_dest_rd_atomic: p.max_dest_rd_atomic,
-            min_rnr_timer: p.min_rnr_timer,
-            hop_limit: 64,
-            ..QpAttr::EMPTY
-        };
-        self.modify(&attr, mask)
-    }
-
-    pub(crate) fn to_rts(&self, p: &RtsParams) -> Result<(), Error> {
-        let mask = QpAttrMask::STATE
-            | QpAttrMask::SQ_PSN
-            | QpAttrMask::TIMEOUT
-            | QpAttrMask::RETRY_CNT
-            | QpAttrMask::RNR_RETRY
-            | QpAttrMask::MAX_QP_RD_ATOMIC;
-        let attr = QpAttr {
-            state: QpState::Rts as u32,
-            sq_psn: p.sq_psn,
-            max_rd_atomic: p.max_rd_atomic,
-            timeout: p.timeout,
-            retry_cnt: p.retry_cnt,
-            rnr_retry: p.rnr_retry,
-            ..QpAttr::EMPTY
-        };
-        self.modify(&attr, mask)
-    }
-}
-
-/// A queue pair of a reliable connection. One thread posts; its completion queues may be polled by others. It
-/// keeps its protection domain and completion queues alive, and is destroyed when dropped.
+/// A queue pair. One thread posts; its completion queues may be polled by others. It keeps its protection domain,
+/// completion queues and shared receive queue alive, and is destroyed when dropped.
 pub struct QueuePair {
     control: Arc<QpControl>,
     shared: Arc<QpShared>,
@@ -208,6 +60,10 @@ pub struct QueuePair {
     /// Slots known to be free again; looked up anew when the ring seems full.
     sq_freed: u32,
     rq_freed: u32,
+    /// Operations that its type has.
+    allowed: u32,
+    /// Receives come from its own ring.
+    own_receives: bool,
     max_send_sge: usize,
     max_recv_sge: usize,
     max_inline: usize,
@@ -220,6 +76,7 @@ impl fmt::Debug for QueuePair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueuePair")
             .field("qpn", &self.qpn)
+            .field("type", &self.qp_type())
             .field("state", &self.state())
             .finish_non_exhaustive()
     }
@@ -227,121 +84,11 @@ impl fmt::Debug for QueuePair {
 
 /// The SGE that small payload goes to: the first of any length.
 #[inline]
-fn first_of(sges: &[Sge]) -> Sge {
+pub(crate) fn first_of(sges: &[Sge]) -> Sge {
     sges.iter()
         .find(|s| s.len != 0)
         .copied()
         .unwrap_or_default()
-}
-
-fn ring_slots(what: &'static str, asked: u32, per: u32, least: u32) -> Result<u32, Error> {
-    match asked
-        .checked_mul(per)
-        .and_then(u32::checked_next_power_of_two)
-    {
-        Some(slots) if asked > 0 && slots <= MAX_RING => Ok(slots.max(least)),
-        _ => Err(Error::BadSize {
-            what,
-            asked,
-            max: MAX_RING / per,
-        }),
-    }
-}
-
-fn at_most(what: &'static str, asked: u32, max: usize) -> Result<usize, Error> {
-    match usize::try_from(asked) {
-        Ok(n) if n <= max => Ok(n),
-        _ => Err(Error::BadSize {
-            what,
-            asked,
-            max: max as u32,
-        }),
-    }
-}
-
-impl ProtectionDomain {
-    /// Makes a queue pair (`ibv_create_qp`, RC), in the RESET state.
-    ///
-    /// # Errors
-    /// [`Error::BadSize`] for what no ring can hold, [`Error::OutOfMemory`], [`Error::InUse`] for CQs of another
-    /// context, and as any control verb.
-    pub fn create_qp(
-        &self,
-        send_cq: &CompletionQueue,
-        recv_cq: &CompletionQueue,
-        caps: &QpCaps,
-    ) -> Result<QueuePair, Error> {
-        let context = &self.inner.context;
-        let max_send_sge = at_most("SGEs of a send", caps.max_send_sge, MAX_SEND_SGE)?;
-        let max_recv_sge = at_most("SGEs of a receive", caps.max_recv_sge, MAX_RECV_SGE)?;
-        let max_inline = at_most("inline bytes of a send", caps.max_inline_data, MAX_INLINE)?;
-        let per_send = SendHead::slots_for(max_send_sge, max_inline, false) as u32;
-        let sq_slots = ring_slots(
-            "send work requests",
-            caps.max_send_wr,
-            per_send,
-            MIN_SEND_RING,
-        )?;
-        let rq_slots = ring_slots("receive work requests", caps.max_recv_wr, 1, 1)?;
-        let fits = |stride: &u32| (*stride as usize - 16) / 16 >= max_recv_sge;
-        let rq_stride = RECV_STRIDES
-            .into_iter()
-            .find(fits)
-            .unwrap_or(RECV_STRIDES[3]);
-
-        let platform = context.platform();
-        let sq_len = sq_slots as usize * SLOT_LEN;
-        let rq_len = rq_slots as usize * rq_stride as usize;
-        let sq_mem = DmaBuf::new(platform, sq_len, SLOT_LEN)?;
-        let rq_mem = DmaBuf::new(platform, rq_len, SLOT_LEN)?;
-        let request = CreateQp {
-            pd: self.inner.handle,
-            qp_type: QpType::Rc as u32,
-            send_cq: send_cq.inner.handle,
-            recv_cq: recv_cq.inner.handle,
-            srq: u32::MAX,
-            sig_all: u32::from(caps.signal_all),
-            sq_ring: sq_mem.offset(),
-            rq_ring: rq_mem.offset(),
-            sq_log2: sq_slots.trailing_zeros(),
-            rq_log2: rq_slots.trailing_zeros(),
-            rq_stride,
-            reserved: 0,
-        };
-        let sq = SendRing::new(sq_mem, sq_slots).ok_or(Error::OutOfMemory { len: sq_len })?;
-        let rq =
-            RecvRing::new(rq_mem, rq_slots, rq_stride).ok_or(Error::OutOfMemory { len: rq_len })?;
-        let reply = context.call(&request)?;
-        let index = reply.handle as u16;
-        let shared = Arc::new(QpShared::new(reply.qpn, index, sq_slots, rq_slots));
-        send_cq.inner.attach(Arc::clone(&shared));
-        if !Arc::ptr_eq(&send_cq.inner, &recv_cq.inner) {
-            recv_cq.inner.attach(Arc::clone(&shared));
-        }
-        let control = QpControl {
-            context: Arc::clone(context),
-            handle: reply.handle,
-            shared: Arc::clone(&shared),
-            _pd: Arc::clone(&self.inner),
-            _send_cq: Arc::clone(&send_cq.inner),
-            _recv_cq: Arc::clone(&recv_cq.inner),
-        };
-        Ok(QueuePair {
-            control: Arc::new(control),
-            shared,
-            window: context.window.clone(),
-            sq,
-            rq,
-            sq_freed: 0,
-            rq_freed: 0,
-            max_send_sge,
-            max_recv_sge,
-            max_inline,
-            qpn: reply.qpn,
-            doorbell: u32::from(index),
-            destroyed: false,
-        })
-    }
 }
 
 impl QueuePair {
@@ -359,7 +106,14 @@ impl QueuePair {
         self.doorbell as u16
     }
 
-    /// Its state as far as is known here: what was last asked for, or the error state once a completion told so.
+    /// Reliable or unreliable connection, or datagrams.
+    #[must_use]
+    pub fn qp_type(&self) -> QpType {
+        self.shared.ty
+    }
+
+    /// Its state as far as is known here: what was last asked for, or an error state once a completion told so.
+    /// [`query`](Self::query) asks the device.
     #[must_use]
     pub fn state(&self) -> QpState {
         if self.shared.errored.load(Ordering::Relaxed) {
@@ -469,6 +223,9 @@ impl QueuePair {
         ) {
             return Err(PostError::BadState);
         }
+        if self.allowed & wr.op.bit() == 0 {
+            return Err(PostError::BadOperation);
+        }
         let (body, first) = match (&wr.op, wr.payload) {
             (SendOp::CmpSwp { compare, swap, .. }, Payload::Sges([sge])) => (
                 Body::Atomic {
@@ -490,7 +247,15 @@ impl QueuePair {
                 return Err(PostError::BadPayload);
             }
             (SendOp::LocalInv(_), Payload::Sges([])) => (Body::None, Sge::default()),
-            (SendOp::LocalInv(_), _) => return Err(PostError::BadPayload),
+            (SendOp::BindMw(bind), Payload::Sges([])) => (
+                Body::Bind {
+                    addr: bind.addr,
+                    lkey: bind.lkey,
+                    len: bind.len,
+                },
+                Sge::default(),
+            ),
+            (SendOp::LocalInv(_) | SendOp::BindMw(_), _) => return Err(PostError::BadPayload),
             (op, Payload::Sges(sges)) => {
                 if sges.len() > self.max_send_sge {
                     return Err(PostError::TooManySges);
@@ -564,6 +329,9 @@ impl QueuePair {
         if self.shared.state() == QpState::Reset {
             return Err(PostError::BadState);
         }
+        if !self.own_receives {
+            return Err(PostError::SharedReceives);
+        }
         if wr.sges.len() > self.max_recv_sge {
             return Err(PostError::TooManySges);
         }
@@ -574,6 +342,33 @@ impl QueuePair {
         self.shared.rq_slot(self.rq.next()).set(first, 1);
         self.rq.push(wr.wr_id, wr.sges);
         Ok(())
+    }
+
+    /// Binds a memory window of type 2 to a piece of a region (`IBV_WR_BIND_MW`): gives the window's new rkey, which works
+    /// once the bind has executed, as work posted later to this queue sees it. `len` 0 unbinds. Needs a region with
+    /// [`Access::MW_BIND`], and with [`Access::LOCAL_WRITE`] to let peers write.
+    ///
+    /// # Errors
+    /// [`PostError`]; the window keeps its key then. What the device refuses comes as a completion with
+    /// [`crate::WcStatus::MwBindErr`].
+    pub fn bind_mw(
+        &mut self,
+        window: &mut MemoryWindow,
+        wr_id: u64,
+        region: (&MemoryRegion, u64, u64),
+        access: Access,
+        flags: SendFlags,
+    ) -> Result<u32, PostError> {
+        let (mr, offset, len) = region;
+        let bind = window.bind(mr, offset, len, access);
+        self.post_send(&SendWr {
+            wr_id,
+            op: SendOp::BindMw(bind),
+            payload: Payload::Sges(&[]),
+            flags,
+        })?;
+        window.set_rkey(bind.new_rkey);
+        Ok(bind.new_rkey)
     }
 
     /// Moves it through its states (`ibv_modify_qp`). `attr` counts where `mask` names it. To RESET empties both
@@ -593,7 +388,7 @@ impl QueuePair {
         Ok(())
     }
 
-    /// RESET → INIT; `access` is what peers may do. Receives may be posted from here on.
+    /// RESET → INIT of a connection; `access` is what peers may do. Receives may be posted from here on.
     ///
     /// # Errors
     /// As [`modify`](Self::modify).
@@ -601,7 +396,24 @@ impl QueuePair {
         self.control.to_init(access)
     }
 
-    /// INIT → RTR: hears the peer from here on.
+    /// RESET → INIT of a datagram queue pair: it takes datagrams with this Q_Key, of which the highest bit is kept for
+    /// privileged ones.
+    ///
+    /// # Errors
+    /// As [`modify`](Self::modify).
+    pub fn to_init_datagram(&mut self, qkey: u32) -> Result<(), Error> {
+        self.control.to_init_datagram(qkey)
+    }
+
+    /// A datagram queue pair all the way from RESET to RTS.
+    ///
+    /// # Errors
+    /// As [`modify`](Self::modify).
+    pub fn ready_datagram(&mut self, qkey: u32, sq_psn: u32) -> Result<(), Error> {
+        self.control.ready_datagram(qkey, sq_psn)
+    }
+
+    /// INIT → RTR: hears the peer from here on. Of `params` counts what its type has; datagrams take nothing.
     ///
     /// # Errors
     /// As [`modify`](Self::modify).
@@ -615,6 +427,19 @@ impl QueuePair {
     /// As [`modify`](Self::modify).
     pub fn to_rts(&mut self, params: &RtsParams) -> Result<(), Error> {
         self.control.to_rts(params)
+    }
+
+    /// SQE → RTS: an unreliable queue pair whose sends failed may send again.
+    ///
+    /// # Errors
+    /// As [`modify`](Self::modify).
+    pub fn resume_sends(&mut self) -> Result<(), Error> {
+        let attr = QpAttr {
+            state: QpState::Rts as u32,
+            cur_state: QpState::Sqe as u32,
+            ..QpAttr::EMPTY
+        };
+        self.modify(&attr, QpAttrMask::STATE | QpAttrMask::CUR_STATE)
     }
 
     /// To the error state: everything posted completes as flushed.
@@ -651,30 +476,31 @@ impl QueuePair {
     /// # Errors
     /// As any control verb.
     pub fn query(&self) -> Result<QpAttr, Error> {
-        let attr = self.control.context.call(&QueryQp {
-            qp: self.control.handle,
-        })?;
-        if let Some(state) = QpState::from_u32(attr.state) {
-            self.shared.set_state(state);
-        }
-        Ok(attr)
+        self.control.query()
+    }
+
+    /// What it did and what went wrong on its way since it was made.
+    ///
+    /// # Errors
+    /// As any control verb.
+    pub fn counters(&self) -> Result<Counters, Error> {
+        self.control.context.call(&QueryCounters {
+            scope: CounterScope::Qp as u32,
+            handle: self.control.handle,
+        })
     }
 
     fn destroy_once(&mut self) -> Result<(), Error> {
         if core::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        self.shared.dead.store(true, Ordering::Release);
-        let context = &self.control.context;
-        let done = context.call(&DestroyQp {
-            qp: self.control.handle,
-        });
+        let done = self.control.destroy();
         if done.is_err() {
             // The device may still touch the rings, and complete into regions.
             self.sq.memory().retain();
             self.rq.memory().retain();
         }
-        done.map(|_| ())
+        done
     }
 
     /// Destroys it and says how that went (`ibv_destroy_qp`). Dropping does the same in silence.

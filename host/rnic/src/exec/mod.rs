@@ -1,15 +1,23 @@
-//! Executes a work request between two QPs of this host, memory to memory: what requester and responder of
-//! a reliable connection do (InfiniBand Architecture 1.4, section 9.7), without packets in between.
+//! Executes a work request between two QPs of this host, memory to memory: what requester and responder
+//! do (InfiniBand Architecture 1.4, sections 9.7 and 9.8), without packets in between.
 
-use hyv_abi::queue::{CQE_DATA, Cqe, Sge, WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
+use hyv_abi::queue::{CQE_DATA, WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
 use hyv_abi::sync::Ordering;
-use hyv_abi::types::{Access, QpState};
+use hyv_abi::types::{Access, QpState, QpType};
 use hyv_abi::window::summary;
 
+use self::complete::Arrived;
+use self::copy::copy;
 use crate::engine::{Engine, Step};
-use crate::limits::{MAX_MSG, SLICE};
+use crate::limits::MAX_MSG;
 use crate::mem::Bytes;
-use crate::objects::{Recv, User, WaitFor, Wr};
+use crate::objects::{User, WaitFor, Wr};
+use crate::recv::RecvWr;
+
+pub(crate) mod complete;
+mod copy;
+pub(crate) mod datagram;
+mod window;
 
 /// What a responder finds wrong; decides both sides' statuses (IBA 1.4, table 60 and 61).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,47 +28,89 @@ enum Nak {
     RemoteOperational(WcStatus),
     /// A message longer than the receive.
     TooLong,
+    /// The key to invalidate is none that this QP's peer may.
+    Invalidate,
 }
 
 impl Engine {
-    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS.
+    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS. All that came before it in its queue is
+    /// done, so a fence has nothing to wait for.
     #[inline]
     pub(crate) fn execute(&mut self, slot: usize, wr: &mut Wr) -> Step {
         let Some(op) = WrOpcode::from_u8(wr.head.opcode) else {
             return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
         };
+        let ty = self.qp(slot).ty;
+        if ty == QpType::Ud {
+            return self.send_datagram(slot, wr, op);
+        }
+        if ty == QpType::Uc && !unreliable(op) {
+            return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
+        }
+        if matches!(op, WrOpcode::LocalInv | WrOpcode::BindMw) {
+            return self.local_operation(slot, wr, op);
+        }
         let peer = {
             let qp = self.qp(slot);
             match self.find_qpn(qp.attr.dest_qp_num) {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
-                        && matches!(
-                            self.qp(p).state,
-                            QpState::Rtr | QpState::Rts | QpState::Sqd
-                        ) =>
+                        && self.qp(p).ty == ty
+                        && self.qp(p).wire.is_none()
+                        && receives(self.qp(p).state) =>
                 {
                     p
                 }
-                _ => return Step::Wait(WaitFor::Peer),
+                _ => return self.no_peer(slot, wr),
             }
         };
         if self.qp(peer).state == QpState::Rtr {
             self.established(peer);
         }
         match op {
-            WrOpcode::Send | WrOpcode::SendImm => self.send(slot, peer, wr, op),
+            WrOpcode::Send | WrOpcode::SendImm | WrOpcode::SendInv => self.send(slot, peer, wr, op),
             WrOpcode::Write | WrOpcode::WriteImm => self.write(slot, peer, wr, op),
             WrOpcode::Read => self.read(slot, peer, wr),
             WrOpcode::CmpSwp | WrOpcode::FetchAdd => self.atomic(slot, peer, wr, op),
-            WrOpcode::SendInv | WrOpcode::LocalInv | WrOpcode::BindMw => {
+            WrOpcode::LocalInv | WrOpcode::BindMw => {
                 self.complete_error(slot, wr, WcStatus::LocQpOpErr)
             }
         }
     }
 
+    /// Nobody answers: a reliable connection tries again, an unreliable one does not even know.
+    #[cold]
+    fn no_peer(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Peer),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// The peer has no receive posted.
+    #[cold]
+    fn no_receive(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Receive),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// A message of an unreliable service that nobody takes: for its sender it is done, if only its own side is right.
+    #[cold]
+    fn lost(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.open_local(slot, wr, Access::empty()) {
+            Ok(total) => {
+                self.complete_ok(slot, wr, None);
+                Step::Done(total)
+            }
+            Err(status) => self.complete_error(slot, wr, status),
+        }
+    }
+
     /// A message reached a QP that may not send yet: the first one is worth an event.
     #[cold]
-    fn established(&mut self, slot: usize) {
+    pub(crate) fn established(&mut self, slot: usize) {
         let qp = self.qp_mut(slot);
         if !std::mem::replace(&mut qp.established, true) {
             self.raise(slot, summary::QP_COMM_ESTABLISHED);
@@ -72,31 +122,22 @@ impl Engine {
             Ok(n) => n,
             Err(status) => return self.complete_error(slot, wr, status),
         };
-        let Some(recv) = self.qp(peer).peek_recv() else {
-            return Step::Wait(WaitFor::Receive);
+        let fresh = wr.done == 0;
+        let Some(recv) = self.take_recv(peer) else {
+            return self.no_receive(slot, wr);
         };
-        if total as usize <= CQE_DATA {
-            let first = if recv.num_sge > 0 {
-                self.qp(peer).recv_sge(&recv, 0)
-            } else {
-                Sge::default()
-            };
+        if total as usize <= CQE_DATA && fresh {
+            let first = recv.sges().first().copied().unwrap_or_default();
             if u64::from(first.len) >= total {
                 // Small enough for the completion: the receiver's library scatters it. The key is checked all the same.
-                let p = self.qp(peer);
                 let ok = total == 0
                     || self
-                        .user(p.user)
-                        .open(p.pd, first.lkey, first.addr, total, Access::LOCAL_WRITE)
+                        .user(self.qp(peer).user)
+                        .open(recv.pd, first.lkey, first.addr, total, Access::LOCAL_WRITE)
                         .is_some();
                 if !ok {
-                    return self.nak(
-                        slot,
-                        peer,
-                        wr,
-                        Some(recv),
-                        Nak::RemoteOperational(WcStatus::LocProtErr),
-                    );
+                    let nak = Nak::RemoteOperational(WcStatus::LocProtErr);
+                    return self.nak(slot, peer, wr, Some(recv), nak);
                 }
                 let mut data = [0; 4];
                 let mut at = 0;
@@ -119,6 +160,7 @@ impl Engine {
         let moved = copy(&self.src, &self.dst, wr.done, total);
         wr.done += moved;
         if wr.done < total {
+            self.qp_mut(peer).receiving = Some(recv);
             return Step::More(moved);
         }
         self.deliver(slot, peer, wr, op, recv, moved, None)
@@ -134,39 +176,38 @@ impl Engine {
         &mut self,
         slot: usize,
         peer: usize,
-        wr: &Wr,
+        wr: &mut Wr,
         op: WrOpcode,
-        recv: Recv,
+        recv: Box<RecvWr>,
         moved: u64,
         data: Option<[u64; 4]>,
     ) -> Step {
-        let write = op == WrOpcode::WriteImm;
-        let mut flags = if matches!(op, WrOpcode::SendImm | WrOpcode::WriteImm) {
-            cqe_flags::WITH_IMM
-        } else {
-            0
+        let mut flags = match op {
+            WrOpcode::SendImm | WrOpcode::WriteImm => cqe_flags::WITH_IMM,
+            WrOpcode::SendInv => {
+                if !self.invalidate(peer, wr.head.imm) {
+                    return self.nak(slot, peer, wr, Some(recv), Nak::Invalidate);
+                }
+                cqe_flags::WITH_INV
+            }
+            _ => 0,
         };
         if data.is_some() {
             flags |= cqe_flags::DATA;
         }
-        let cqe = Cqe {
-            wr_id: recv.wr_id,
-            status: WcStatus::Success as u8,
-            opcode: if write {
+        let arrived = Arrived {
+            status: WcStatus::Success,
+            opcode: if op == WrOpcode::WriteImm {
                 WcOpcode::RecvRdmaWithImm
             } else {
                 WcOpcode::Recv
-            } as u8,
+            },
             flags,
-            syndrome: 0,
-            qpn: 0,
             byte_len: wr.total as u32,
             imm: wr.head.imm,
             data: data.unwrap_or_default(),
-            wqe: 0,
-            qp: 0,
         };
-        self.complete_recv(peer, cqe, wr.head.flags & flags::SOLICITED != 0);
+        self.complete_recv(peer, recv, &arrived, wr.head.flags & flags::SOLICITED != 0);
         self.complete_ok(slot, wr, None);
         Step::Done(moved)
     }
@@ -179,14 +220,10 @@ impl Engine {
         if !self.enabled(peer, Access::REMOTE_WRITE) {
             return self.nak(slot, peer, wr, None, Nak::InvalidRequest);
         }
-        let recv = if op == WrOpcode::WriteImm {
-            match self.qp(peer).peek_recv() {
-                None => return Step::Wait(WaitFor::Receive),
-                some => some,
-            }
-        } else {
-            None
-        };
+        let with_imm = op == WrOpcode::WriteImm;
+        if with_imm && !self.has_recv(peer) {
+            return self.no_receive(slot, wr);
+        }
         let Some(dst) = self.open_remote(peer, wr, total, Access::REMOTE_WRITE) else {
             return self.nak(slot, peer, wr, None, Nak::RemoteAccess);
         };
@@ -195,7 +232,11 @@ impl Engine {
         if wr.done < total {
             return Step::More(moved);
         }
-        if let Some(recv) = recv {
+        if with_imm {
+            // Another QP may have taken the last one of an SRQ since the first slice.
+            let Some(recv) = self.take_recv(peer) else {
+                return self.no_receive(slot, wr);
+            };
             return self.deliver(slot, peer, wr, op, recv, moved, None);
         }
         self.complete_ok(slot, wr, None);
@@ -271,7 +312,12 @@ impl Engine {
 
     /// Opens the local side into `self.src`; gives the message's length.
     #[inline]
-    fn open_local(&mut self, slot: usize, wr: &mut Wr, need: Access) -> Result<u64, WcStatus> {
+    pub(crate) fn open_local(
+        &mut self,
+        slot: usize,
+        wr: &mut Wr,
+        need: Access,
+    ) -> Result<u64, WcStatus> {
         self.src.clear();
         let mut total = 0u64;
         if wr.head.flags & flags::INLINE != 0 {
@@ -301,18 +347,17 @@ impl Engine {
     }
 
     /// Opens a receive's pieces into `self.dst`; gives their room.
-    fn open_recv(&mut self, peer: usize, recv: &Recv) -> Result<u64, WcStatus> {
+    fn open_recv(&mut self, peer: usize, recv: &RecvWr) -> Result<u64, WcStatus> {
         self.dst.clear();
         let mut room = 0u64;
         let qp = self.qps[peer].as_ref().ok_or(WcStatus::FatalErr)?;
         let user = self.users[qp.user].as_ref().ok_or(WcStatus::FatalErr)?;
-        for i in 0..recv.num_sge {
-            let sge = qp.recv_sge(recv, i);
+        for sge in recv.sges() {
             if sge.len == 0 {
                 continue;
             }
             let len = u64::from(sge.len);
-            let piece = user.open(qp.pd, sge.lkey, sge.addr, len, Access::LOCAL_WRITE);
+            let piece = user.open(recv.pd, sge.lkey, sge.addr, len, Access::LOCAL_WRITE);
             self.dst.push(piece.ok_or(WcStatus::LocProtErr)?);
             room += len;
         }
@@ -322,7 +367,7 @@ impl Engine {
     /// Whether the peer's QP was set up for this kind of request; to one that was not it is an unsupported
     /// opcode (IBA 1.4, table 60), and comes before any look at the key.
     #[inline]
-    fn enabled(&self, peer: usize, need: Access) -> bool {
+    pub(crate) fn enabled(&self, peer: usize, need: Access) -> bool {
         self.qp(peer).attr.access & need.bits() != 0
     }
 
@@ -334,47 +379,24 @@ impl Engine {
         if len == 0 {
             return Some(Bytes::EMPTY);
         }
+        let (key, addr) = (wr.head.rkey, wr.head.remote_addr);
         self.user(p.user)
-            .open(p.pd, wr.head.rkey, wr.head.remote_addr, len, need)
-    }
-
-    #[inline]
-    fn signaled(&self, slot: usize, wr: &Wr) -> bool {
-        wr.head.flags & flags::SIGNALED != 0 || self.qp(slot).sig_all
-    }
-
-    #[inline]
-    fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
-        if self.signaled(slot, wr) {
-            let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
-            self.complete_send(
-                slot,
-                wr.head.wr_id,
-                wr.index,
-                WcStatus::Success,
-                opcode,
-                wr.total as u32,
-                data,
-            );
-        }
-    }
-
-    /// A send work request failed: its completion (signaled or not), and the QP is in error.
-    #[cold]
-    pub(crate) fn complete_error(&mut self, slot: usize, wr: &Wr, status: WcStatus) -> Step {
-        let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
-        self.counters.errors += 1;
-        self.counters.work_requests += 1;
-        self.complete_send(slot, wr.head.wr_id, wr.index, status, opcode, 0, None);
-        let qp = self.qp_mut(slot);
-        qp.sq_head = wr.index.wrapping_add(u32::from(wr.head.slots));
-        self.set_error(slot);
-        Step::Failed
+            .open_remote(p.pd, p.handle, key, addr, len, need)
     }
 
     /// The responder refuses: both sides learn it.
     #[cold]
-    fn nak(&mut self, slot: usize, peer: usize, wr: &Wr, recv: Option<Recv>, nak: Nak) -> Step {
+    fn nak(
+        &mut self,
+        slot: usize,
+        peer: usize,
+        wr: &mut Wr,
+        recv: Option<Box<RecvWr>>,
+        nak: Nak,
+    ) -> Step {
+        if self.qp(slot).ty == QpType::Uc {
+            return self.drop_message(slot, peer, wr, recv, nak);
+        }
         let (mine, theirs, event) = match nak {
             Nak::InvalidRequest => (WcStatus::RemInvReqErr, None, summary::QP_REQUEST_ERROR),
             Nak::RemoteAccess => (WcStatus::RemAccessErr, None, summary::QP_ACCESS_ERROR),
@@ -382,6 +404,11 @@ impl Engine {
                 WcStatus::RemInvReqErr,
                 Some(WcStatus::LocLenErr),
                 summary::QP_REQUEST_ERROR,
+            ),
+            Nak::Invalidate => (
+                WcStatus::RemAccessErr,
+                Some(WcStatus::RemInvReqErr),
+                summary::QP_ACCESS_ERROR,
             ),
             Nak::RemoteOperational(s) => (WcStatus::RemOpErr, Some(s), summary::QP_FATAL),
         };
@@ -394,184 +421,47 @@ impl Engine {
         self.complete_error(slot, wr, mine)
     }
 
-    /// Consumes the head of a receive queue with an error.
+    /// A responder without acknowledgements refuses: it drops the message, and keeps the receive for the next one unless
+    /// that is at fault itself.
     #[cold]
-    fn fail_recv(&mut self, slot: usize, recv: Recv, status: WcStatus) {
-        let cqe = Cqe {
-            wr_id: recv.wr_id,
-            status: status as u8,
-            opcode: WcOpcode::Recv as u8,
-            flags: 0,
-            syndrome: 0,
-            qpn: 0,
-            byte_len: 0,
-            imm: 0,
-            data: [0; 4],
-            wqe: 0,
-            qp: 0,
-        };
-        self.complete_recv(slot, cqe, true);
-    }
-
-    /// Consumes the head of a receive queue.
-    #[inline]
-    fn complete_recv(&mut self, slot: usize, mut cqe: Cqe, solicited: bool) {
-        let qp = self.qp_mut(slot);
-        cqe.qpn = qp.qpn;
-        cqe.qp = qp.doorbell() as u16;
-        cqe.wqe = qp.rq_head as u16;
-        qp.rq_head = qp.rq_head.wrapping_add(1);
-        // The user wrote it: fetch it now, not when the next message waits for it.
-        qp.rq
-            .prefetch((qp.rq_head & qp.rq_mask) as usize * qp.rq_stride);
-        let cq = qp.recv_cq;
-        self.push(slot, cq, &cqe, solicited);
-    }
-
-    #[inline]
-    #[allow(clippy::too_many_arguments, reason = "the fields of a completion")]
-    fn complete_send(
+    fn drop_message(
         &mut self,
         slot: usize,
-        wr_id: u64,
-        index: u32,
-        status: WcStatus,
-        opcode: u8,
-        byte_len: u32,
-        data: Option<[u64; 4]>,
-    ) {
-        let qp = self.qp(slot);
-        let cqe = Cqe {
-            wr_id,
-            status: status as u8,
-            opcode,
-            flags: if data.is_some() { cqe_flags::DATA } else { 0 },
-            syndrome: 0,
-            qpn: qp.qpn,
-            byte_len,
-            imm: 0,
-            data: data.unwrap_or_default(),
-            wqe: index as u16,
-            qp: qp.doorbell() as u16,
-        };
-        let cq = qp.send_cq;
-        self.push(slot, cq, &cqe, status != WcStatus::Success);
-    }
-
-    #[inline]
-    fn push(&mut self, slot: usize, cq_slot: usize, cqe: &Cqe, solicited: bool) {
-        let cq = self.cq_mut(cq_slot);
-        let first_overrun = !cq.overrun;
-        if !cq.push(cqe) {
-            if first_overrun {
-                self.overrun(cq_slot);
+        peer: usize,
+        wr: &mut Wr,
+        recv: Option<Box<RecvWr>>,
+        nak: Nak,
+    ) -> Step {
+        match (recv, nak) {
+            (Some(recv), Nak::RemoteOperational(status)) => {
+                self.fail_recv(peer, recv, status);
+                self.doomed.push(peer);
             }
-            // IBA 1.4, 11.6.3: a QP whose completion is lost goes to the error state.
-            if self.qp(slot).state != QpState::Err {
-                self.doomed.push(slot);
-            }
-            return;
+            (Some(recv), _) => self.qp_mut(peer).receiving = Some(recv),
+            (None, _) => {}
         }
-        let cq = self.cq_mut(cq_slot);
-        cq.solicited |= solicited || cqe.status != 0;
-        if !cq.touched {
-            cq.touched = true;
-            self.touched.push(cq_slot);
-        }
-    }
-
-    #[cold]
-    fn overrun(&mut self, cq_slot: usize) {
-        let cq = self.cq(cq_slot);
-        let (index, user) = (cq.index as usize, self.user(cq.user));
-        let events = &user.mem.window().events;
-        events.cq_error[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
-        events.summary.fetch_or(summary::CQ_ERROR, Ordering::SeqCst);
-        user.wake.wake();
-    }
-
-    /// Completes everything posted to a QP in error as flushed. Bounded by the rings' sizes.
-    #[cold]
-    pub(crate) fn flush(&mut self, slot: usize) {
-        let mut wr = Wr::new();
-        for _ in 0..=self.qp(slot).sq_mask {
-            if self.qp(slot).fetch(&mut wr).is_none() {
-                break;
-            }
-            let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
-            self.complete_send(
-                slot,
-                wr.head.wr_id,
-                wr.index,
-                WcStatus::WrFlushErr,
-                opcode,
-                0,
-                None,
-            );
-            let qp = self.qp_mut(slot);
-            qp.sq_head = qp.sq_head.wrapping_add(u32::from(wr.head.slots));
-        }
-        for _ in 0..=self.qp(slot).rq_mask {
-            let Some(recv) = self.qp(slot).peek_recv() else {
-                break;
-            };
-            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
-        }
+        self.qp_mut(peer).counters.drops_receive += 1;
+        self.lost(slot, wr)
     }
 }
 
-/// Copies one slice of a message of `total` bytes, from byte `done` on; gives how much.
-#[inline]
-fn copy(src: &[Bytes], dst: &[Bytes], done: u64, total: u64) -> u64 {
-    let end = total.min(done + u64::from(SLICE));
-    let (mut s, mut d) = (Cursor::new(src, done), Cursor::new(dst, done));
-    let mut at = done;
-    while at < end {
-        let (Some(from), Some(to)) = (s.take(end - at), d.take(end - at)) else {
-            break;
-        };
-        let n = from.len().min(to.len());
-        from.copy_to(&to);
-        s.skip(n);
-        d.skip(n);
-        at += n;
-    }
-    at - done
+/// What unreliable connections can do (IBA 1.4, table 37).
+fn unreliable(op: WrOpcode) -> bool {
+    matches!(
+        op,
+        WrOpcode::Send
+            | WrOpcode::SendImm
+            | WrOpcode::Write
+            | WrOpcode::WriteImm
+            | WrOpcode::LocalInv
+            | WrOpcode::BindMw
+    )
 }
 
-/// A position in a list of pieces.
-struct Cursor<'a> {
-    pieces: &'a [Bytes],
-    offset: u64,
-}
-
-impl<'a> Cursor<'a> {
-    #[inline]
-    fn new(pieces: &'a [Bytes], offset: u64) -> Self {
-        let mut c = Self { pieces, offset };
-        c.settle();
-        c
-    }
-
-    #[inline]
-    fn settle(&mut self) {
-        while let Some((first, rest)) = self.pieces.split_first()
-            && self.offset >= first.len()
-        {
-            self.offset -= first.len();
-            self.pieces = rest;
-        }
-    }
-
-    #[inline]
-    fn take(&self, most: u64) -> Option<Bytes> {
-        let first = self.pieces.first()?;
-        first.sub(self.offset, most.min(first.len() - self.offset))
-    }
-
-    #[inline]
-    fn skip(&mut self, n: u64) {
-        self.offset += n;
-        self.settle();
-    }
+/// Whether a QP in that state takes messages (IBA 1.4, 10.3.1).
+pub(crate) fn receives(state: QpState) -> bool {
+    matches!(
+        state,
+        QpState::Rtr | QpState::Rts | QpState::Sqd | QpState::Sqe
+    )
 }
