@@ -8,7 +8,9 @@ use std::time::Duration;
 use common::FakeHost;
 use hyv_abi::control::Opcode;
 use hyv_abi::types::Errno;
-use hyv_verbs::cm::{self, CmId, ConnParam, ConnectOptions, Connection, EventChannel};
+use hyv_verbs::cm::{
+    self, CmId, ConnParam, ConnectOptions, Connection, EventChannel, RejectReason,
+};
 use hyv_verbs::{
     Access, CmEventKind, CompletionQueue, Context, Error, Event, Gid, Payload, ProtectionDomain,
     QpCaps, QpState, RecvWr, SendOp, SendWr, WcStatus,
@@ -193,7 +195,7 @@ fn connecting_in_one_call_fails_with_the_reason() {
     assert_eq!(
         error,
         Error::Rejected {
-            status: Errno::ConnRefused as u32,
+            reason: RejectReason::NoListener,
             private: [0; 8]
         }
     );

@@ -32,6 +32,7 @@ pub(crate) struct WireQp {
     /// Work requests in flight: those of the requester's messages, and at the end perhaps one that cannot go.
     pub(super) wrs: VecDeque<Box<Wr>>,
     /// The work request (by its position in the queue) that cannot go on, and why: it fails once those before it are complete.
+    /// With [`WcStatus::Success`] it is one that needs no peer, and is executed then.
     pub(super) stuck: Option<(u32, WcStatus)>,
     /// The event of a refusal, raised once the NAK has left.
     pub(super) event: u64,
