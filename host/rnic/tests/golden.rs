@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use common::net::*;
 use common::*;
+use hyv_abi::control::AllocMw;
 use hyv_roce::carrier::Gid;
 use hyv_roce::icrc;
 use hyv_roce::pcap::frame::{Seen, dissect};
@@ -140,7 +141,8 @@ fn our_responder_answers_as_linux_did() {
         let scratch = side.user.mr(&mut e, side.pd, 8192, FULL);
         // A region that peers may not write (QP 0x1d), and one that a SEND with invalidate closes (0x14).
         let closed = side.user.mr(&mut e, side.pd, 4096, Access::REMOTE_READ);
-        let window = side.user.mr(&mut e, side.pd, 4096, FULL);
+        let access = Access::LOCAL_WRITE | Access::MW_BIND;
+        let bindable = side.user.mr(&mut e, side.pd, 4096, access);
         let rnr =
             exchange
                 .iter()
@@ -159,16 +161,35 @@ fn our_responder_answers_as_linux_did() {
         };
         join(&mut e, &side.qp, (ASKING, qpn), &path);
         let crc = icrc::Flow::new(&ASKING, &ANSWERING, 0xc123);
+        // A memory window, which Linux bound before each SEND that invalidates it.
+        let mw = AllocMw {
+            pd: side.pd,
+            mw_type: 2,
+        };
+        let mut window = e.alloc_mw(side.user.id, &mw).unwrap().rkey;
+        let (mut bound, mut known) = (None, Vec::new());
         let mut got = Vec::new();
         for (request, answers) in &exchange {
             let syndrome = answers
                 .iter()
                 .find_map(|a| Some(a.repr.ext.aeth()?.syndrome));
-            if request.repr.bth.opcode.info().suffix == Suffix::Invalidate && qpn == 0x14 {
-                // The window that Linux invalidated is a plain region here, which no peer may close: its owner does.
-                if request.repr.bth.opcode.info().position.begins() {
-                    e.dereg_mr(side.user.id, window.handle).unwrap();
-                }
+            // Each key of theirs was bound once; what is invalidated stays so.
+            let named = match request.repr.ext {
+                Extension::Reth(r) => Some(r.rkey),
+                Extension::Ieth(key) => Some(key),
+                _ => None,
+            };
+            if let (Some(key), 0x14) = (named, qpn)
+                && !known.contains(&key)
+            {
+                known.push(key);
+                let next = window & !0xff | window.wrapping_add(1) & 0xff;
+                let remote = Access::REMOTE_WRITE;
+                side.qp
+                    .post(&Wr::bind(1, window, next, remote, &bindable, 0, 4096));
+                e.poll();
+                assert_eq!(status(&side.scq.one()), WcStatus::Success);
+                (window, bound) = (next, Some(key));
             }
             if takes_receive(&request.repr) && !matches!(syndrome, Some(Syndrome::RnrNak { .. })) {
                 let mut sge = scratch.sge(0, 8192);
@@ -182,7 +203,7 @@ fn our_responder_answers_as_linux_did() {
             let translate = |addr: &mut u64, key: &mut u32| {
                 let (base, rkey) = match (*key, qpn) {
                     (THEIR_KEY, _) => (side.mr.iova, side.mr.rkey),
-                    (_, 0x14) => (window.iova, window.rkey),
+                    (key, 0x14) if Some(key) == bound => (bindable.iova, window),
                     (_, 0x1d) => (closed.iova, closed.rkey),
                     _ => (side.mr.iova, side.mr.rkey ^ 0x7700),
                 };
@@ -198,7 +219,10 @@ fn our_responder_answers_as_linux_did() {
                     translate(&mut r.address, &mut r.rkey);
                 }
                 Extension::Atomic(a) => translate(&mut a.address, &mut a.rkey),
-                Extension::Ieth(key) => *key = window.rkey,
+                Extension::Ieth(key) => {
+                    assert_eq!(Some(*key), bound.take(), "QP {qpn:#x}");
+                    *key = window;
+                }
                 _ => {}
             }
             let payload = request.payload();
