@@ -18,7 +18,7 @@ use crate::error::OpenError;
 use crate::limits;
 use crate::link::LinkState;
 use crate::netlink::{Link, Netlink};
-use crate::next_hop::{Live, NextHops, Resolved};
+use crate::next_hop::{Live, Mac, NextHops, Resolved};
 use crate::sys::ring::{
     Frame, Ring, VNET_BYTES, VNET_GSO_ECN, VNET_GSO_NONE, VNET_GSO_UDP_L4, VNET_NEEDS_CSUM,
 };
@@ -27,7 +27,7 @@ use crate::udp::{Senders, bind_roce_port, header_bytes, judge};
 use crate::{Counters, Info, Kind, Options};
 
 /// Bytes in front of the payload at most: virtio-net, Ethernet, IPv6 and UDP headers.
-const HEADERS: usize = VNET_BYTES + ethernet::LEN + ip::V6_LEN + udp::LEN;
+pub(crate) const HEADERS: usize = VNET_BYTES + ethernet::LEN + ip::V6_LEN + udp::LEN;
 /// First Linux that takes and gives UDP segmentation in virtio-net headers.
 const FIRST_LINUX: (u32, u32) = (6, 2);
 
@@ -60,26 +60,21 @@ impl PacketCarrier {
         let own = addr::find(&mut first, addr)?;
         check_kernel()?;
         check_ethernet(&own.link)?;
-        let sender = packet_socket(own.ip)?;
-        sender
-            .set_int(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
-            .map_err(OpenError::system("asking for virtio-net headers"))?;
-        let _ = sender.grow_buffer(false, limits::SEND_BUFFER);
+        let sender = open_sender(own.ip)?;
         let guard = bind_roce_port(&own)?;
         guard
             .drop_everything()
             .map_err(OpenError::system("attaching a filter"))?;
-        let links = first
-            .links()
-            .map_err(OpenError::system("asking the kernel for interfaces"))?;
-        let loopback = links
-            .iter()
-            .find(|link| link.hardware == libc::ARPHRD_LOOPBACK)
-            .map_or(own.link.index, |link| link.index);
-        let mut rings = vec![open_ring(&own, own.link.index, options.ring_slots)?];
+        let loopback = find_loopback(&mut first, &own)?;
+        let mut rings = vec![open_ring(
+            &own,
+            UDP_PORT,
+            own.link.index,
+            options.ring_slots,
+        )?];
         if loopback != own.link.index {
             let slots = options.ring_slots.min(limits::LOOPBACK_SLOTS);
-            rings.push(open_ring(&own, loopback, slots)?);
+            rings.push(open_ring(&own, UDP_PORT, loopback, slots)?);
         }
         let local_senders = Senders::bind(&own)?;
         let counters = Arc::new(Counters::default());
@@ -128,6 +123,17 @@ impl PacketCarrier {
     }
 }
 
+/// Index of `lo`.
+pub(crate) fn find_loopback(netlink: &mut Netlink, own: &Owned) -> Result<u32, OpenError> {
+    let links = netlink
+        .links()
+        .map_err(OpenError::system("asking the kernel for interfaces"))?;
+    let lo = links
+        .iter()
+        .find(|link| link.hardware == libc::ARPHRD_LOOPBACK);
+    Ok(lo.map_or(own.link.index, |link| link.index))
+}
+
 fn check_kernel() -> Result<(), OpenError> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -164,18 +170,33 @@ fn packet_socket(ip: IpAddr) -> Result<Socket, OpenError> {
     })
 }
 
-fn ethertype(ip: IpAddr) -> u16 {
+/// A socket that sends frames with virtio-net headers and receives nothing.
+pub(crate) fn open_sender(ip: IpAddr) -> Result<Socket, OpenError> {
+    let sender = packet_socket(ip)?;
+    sender
+        .set_int(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
+        .map_err(OpenError::system("asking for virtio-net headers"))?;
+    let _ = sender.grow_buffer(false, limits::SEND_BUFFER);
+    Ok(sender)
+}
+
+pub(crate) fn ethertype(ip: IpAddr) -> u16 {
     match ip {
         IpAddr::V4(_) => ethernet::IPV4,
         IpAddr::V6(_) => ethernet::IPV6,
     }
 }
 
-fn open_ring(own: &Owned, interface: u32, slots: usize) -> Result<Ring, OpenError> {
+pub(crate) fn open_ring(
+    own: &Owned,
+    port: u16,
+    interface: u32,
+    slots: usize,
+) -> Result<Ring, OpenError> {
     let socket = packet_socket(own.ip)?;
     // First the filter, then the binding, so that nothing else ever gets in.
     socket
-        .attach_filter(&filter(own.ip))
+        .attach_filter(&filter(own.ip, port))
         .map_err(OpenError::system("attaching a filter to a packet socket"))?;
     socket
         .set_int(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)
@@ -193,8 +214,8 @@ fn open_ring(own: &Owned, interface: u32, slots: usize) -> Result<Ring, OpenErro
     Ok(ring)
 }
 
-/// A BPF program that lets through what is for this host (by MAC), without VLAN tag, not a fragment, and UDP to port 4791 of `ip`.
-fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
+/// A BPF program that lets through what is for this host (by MAC), without VLAN tag, not a fragment, and UDP to `port` of `ip`.
+fn filter(ip: IpAddr, port: u16) -> Vec<(u16, u8, u8, u32)> {
     // Offsets from the network header, whatever lies in front; and the kernel's own facts about a packet.
     const NET: u32 = libc::SKF_NET_OFF as u32;
     const FACTS: u32 = libc::SKF_AD_OFF as u32;
@@ -215,7 +236,7 @@ fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
             (byte(9), !0, ip::UDP.into()),
             (word(16), !0, u32::from(ip)),
             (half(6), 0x3fff, 0),
-            (half(ip::V4_LEN as u32 + 2), !0, UDP_PORT.into()),
+            (half(ip::V4_LEN as u32 + 2), !0, port.into()),
         ]),
         IpAddr::V6(ip) => {
             conditions.push((byte(6), !0, ip::UDP.into()));
@@ -223,7 +244,7 @@ fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
                 let part = u32::from_be_bytes([part[0], part[1], part[2], part[3]]);
                 conditions.push((word(24 + 4 * index as u32), !0, part));
             }
-            conditions.push((half(ip::V6_LEN as u32 + 2), !0, UDP_PORT.into()));
+            conditions.push((half(ip::V6_LEN as u32 + 2), !0, port.into()));
         }
     }
     let mut program = Vec::new();
@@ -313,12 +334,13 @@ fn pseudo_sum(src: &[u8], dst: &[u8], udp_len: usize) -> u16 {
     sum as u16
 }
 
-/// Writes virtio-net, Ethernet, IP and UDP headers of a burst; gives their bytes.
-fn write_headers(
+/// Writes virtio-net, Ethernet, IP and UDP headers of a burst between two MACs, addresses and ports; gives their bytes.
+pub(crate) fn write_headers(
     out: &mut [u8; HEADERS],
-    (from, to): ([u8; 6], [u8; 6]),
+    (from, to): (Mac, Mac),
     (src, dst): (&Gid, &Gid),
     flow: &Flow,
+    dst_port: u16,
     segment_len: Option<usize>,
     bytes: usize,
 ) -> usize {
@@ -379,7 +401,7 @@ fn write_headers(
     };
     udp::Udp {
         src_port: flow.src_port,
-        dst_port: UDP_PORT,
+        dst_port,
         len: udp_len as u16,
         checksum,
     }
@@ -455,6 +477,7 @@ impl Carrier for PacketCarrier {
             (link.mac, mac),
             (&self.gid, &flow.dst),
             flow,
+            UDP_PORT,
             (segments > 1).then_some(segment_len),
             payloads.len(),
         );

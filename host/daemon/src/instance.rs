@@ -13,6 +13,7 @@ use crate::backend::{Backend, BackendConfig, BackendError, Quotas};
 use crate::sys::runtime_dir::{RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::sys::{clock, cpu};
 use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
+use crate::wire::{WireConfig, WireError};
 
 /// GID of a device without an address on any network: `fe80::` and a local identifier. Peers are on this host.
 const LOCAL_GID: [u8; 16] = [
@@ -28,6 +29,9 @@ pub enum InstanceError {
     /// No runtime folder.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    /// No way to other hosts.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// No control backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -52,6 +56,8 @@ pub struct InstanceConfig {
     pub spin: Duration,
     /// What users may have.
     pub quotas: Quotas,
+    /// The way to other hosts; by default none.
+    pub wire: WireConfig,
 }
 
 /// A running device with its users.
@@ -74,14 +80,23 @@ impl Instance {
             Some(name) => root.claim(name)?,
             None => root.claim_free(&config.prefix)?,
         };
+        let kicks = Kicks::new().map_err(InstanceError::Engine)?;
+        let carrier = match config.wire.open()? {
+            None => None,
+            Some((carrier, sockets)) => {
+                for fd in sockets {
+                    kicks.watch(fd).map_err(InstanceError::Engine)?;
+                }
+                Some(carrier)
+            }
+        };
         let cell = EngineCell::new(Engine::new(EngineConfig {
             clock: Box::new(clock::monotonic_ns),
             gid: LOCAL_GID,
             node_guid: NODE_GUID,
-            carrier: None,
+            carrier,
             mad_bell: Box::new(|| {}),
         }));
-        let kicks = Kicks::new().map_err(InstanceError::Engine)?;
         let cpus = config.engine_cpus;
         let setup = move || {
             if !cpus.is_empty()

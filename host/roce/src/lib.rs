@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod carrier;
+pub mod checks;
 pub mod icrc;
 pub mod limits;
 pub mod mad;

@@ -1,5 +1,8 @@
 //! Packets that Linux's rdma_rxe sent: each one parses, has the right ICRC, and is emitted to the same bytes.
 
+mod common;
+
+use common::frames;
 use hyv_roce::{
     icrc::{Flow, solve_ident},
     mad::{
@@ -8,20 +11,6 @@ use hyv_roce::{
     },
     wire::{Packet, Repr, ethernet, ip, udp},
 };
-
-fn frames(name: &str) -> Vec<Vec<u8>> {
-    let path = format!("{}/tests/captures/{name}", env!("CARGO_MANIFEST_DIR"));
-    let file = std::fs::read(&path).unwrap();
-    assert_eq!(&file[..4], &[0xd4, 0xc3, 0xb2, 0xa1]);
-    let mut frames = vec![];
-    let mut at = 24;
-    while at < file.len() {
-        let len = u32::from_le_bytes(file[at + 8..at + 12].try_into().unwrap()) as usize;
-        frames.push(file[at + 16..at + 16 + len].to_vec());
-        at += 16 + len;
-    }
-    frames
-}
 
 fn check(name: &str, expect: usize) {
     let mut seen = 0;

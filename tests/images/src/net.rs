@@ -15,7 +15,7 @@ use core::time::Duration;
 
 use hyv_unikernel::log::{info, warn};
 use hyv_unikernel::net::{self, Error, IpAddress, Net, TcpListener, TcpStream};
-use hyv_unikernel::rt;
+use hyv_unikernel::{memory, rt};
 
 use crate::Verdict;
 
@@ -132,8 +132,11 @@ fn answer(mut stream: TcpStream) -> Result<(), Error> {
     }
 }
 
-/// Serves at `port`, one connection after the other, until the host asks it to end.
+/// Takes `hog` MiB of RAM first, if asked to. Serves at `port`, one connection after the other, until the host asks it to end.
 pub(crate) fn serve() -> Verdict {
+    if let Some(mib) = number("hog") {
+        memory::take((mib as usize) << 20).ok_or("hog: too little RAM")?;
+    }
     let net = up()?;
     let port = number("port").unwrap_or(7000) as u16;
     let mut listener = TcpListener::bind(&net, port).map_err(|e| e.to_string())?;

@@ -7,6 +7,7 @@
 //! | [`Net`], [`Host`] | a switch in a namespace; a namespace on it where programs of this machine run |
 //! | [`Peer`], [`Job`] | such a Linux, and the commands that run in it |
 //! | [`Capture`] | what a peer sent and received |
+//! | [`matrix`] | a table of exchanges between an end of ours and a peer |
 //! | [`Skip`], [`or_skip!`](crate::or_skip) | why there can be none here |
 //!
 //! Under TCG a peer boots in some 12 s, so a test function boots as few as it can and does much with them:
@@ -34,6 +35,7 @@ mod capture;
 mod channel;
 mod cpio;
 mod kit;
+pub mod matrix;
 mod net;
 mod packages;
 mod peer;

@@ -3,9 +3,13 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`machine`] | a device with its guests and native agents, on chosen CPUs |
+//! | [`exchange`] | pingpong and rping, with the stock programs as peers |
+//! | [`pcap`] | checks captures of RoCEv2 |
 //! | [`perf`] | latency and bandwidth of each verb, guest beside native |
 
+pub mod exchange;
 pub mod machine;
+pub mod pcap;
 pub mod perf;
 
 use std::io::IsTerminal;
@@ -13,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// RDMA tools: measure verbs in a guest and on Linux.
+/// RDMA tools: measure verbs in a guest and on Linux, check captures.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -25,6 +29,13 @@ struct Cli {
 enum Command {
     /// Measure verbs: latency or bandwidth, in a guest and as a Linux process
     Perf(perf::Args),
+    /// Exchange messages with ibv_rc_pingpong, ibv_uc_pingpong or ibv_ud_pingpong
+    Pingpong(exchange::PingpongArgs),
+    /// Exchange messages with rping over RDMA CM
+    Rping(exchange::RpingArgs),
+    /// Check captures of RoCEv2: every ICRC, every byte, every PSN
+    #[command(arg_required_else_help = true)]
+    Pcap(pcap::Args),
     /// What `perf` starts as the Linux process under measurement
     #[command(hide = true)]
     PerfAgent(perf::AgentArgs),
@@ -39,6 +50,9 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Perf(args) => perf::run(&args),
+        Command::Pingpong(args) => exchange::pingpong(&args),
+        Command::Rping(args) => exchange::rping(&args),
+        Command::Pcap(args) => pcap::run(&args),
         Command::PerfAgent(args) => perf::agent(&args),
     };
     result.unwrap_or_else(|e| {

@@ -261,9 +261,11 @@ impl Analysis {
             icrc = Some(u32::from_le_bytes(trailer));
         }
         let Some(&byte) = bytes.first() else {
-            self.findings.note(Finding::Malformed, number, || {
-                "no byte behind the UDP header".into()
-            });
+            if flow.is_some() {
+                self.findings.note(Finding::Malformed, number, || {
+                    "no byte behind the UDP header".into()
+                });
+            }
             return;
         };
         *self.opcodes.entry(byte).or_default() += 1;

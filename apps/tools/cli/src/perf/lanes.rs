@@ -10,6 +10,7 @@ use hyv_host::backend::{Quotas, UserMemory};
 use hyv_host::instance::{Guest, Instance, InstanceConfig};
 use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
+use hyv_host::wire::WireConfig;
 use hyv_lab::limits::MIN_PAIRS;
 use hyv_lab::{Interval, Latencies, Slice, median, pair_slices, paired_ratio, values};
 use hyv_rnic::cell::Inline;
@@ -134,6 +135,7 @@ impl Machine {
             engine_cpus: roles.engine.clone(),
             spin: Duration::from_micros(50),
             quotas: Quotas::default(),
+            wire: WireConfig::default(),
         })?;
         let dir = instance.dir().path().to_owned();
         let process = Process::connect(&dir, PARTNER_RAM, "perf")?;

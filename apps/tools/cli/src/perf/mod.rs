@@ -3,6 +3,8 @@
 mod lanes;
 mod report;
 
+pub(crate) use report::{check_target, save_json};
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -99,19 +99,24 @@ pub(crate) fn check_target(path: &Path) -> Result<()> {
 
 impl Report {
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self).context("cannot write the report")?;
-        text.push('\n');
-        if path == Path::new("-") {
-            std::io::stdout()
-                .write_all(text.as_bytes())
-                .context("cannot write the report to standard output")?;
-            return Ok(());
-        }
-        let whole = || -> std::io::Result<()> {
-            let mut file = hyv_lab::Replacement::create(path)?;
-            file.write_all(text.as_bytes())?;
-            file.commit()
-        };
-        whole().with_context(|| format!("cannot write {}", path.display()))
+        save_json(path, self)
     }
+}
+
+/// Writes a report as JSON: to standard output (`-`), or whole or not at all to a file.
+pub(crate) fn save_json(path: &Path, report: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(report).context("cannot write the report")?;
+    text.push('\n');
+    if path == Path::new("-") {
+        std::io::stdout()
+            .write_all(text.as_bytes())
+            .context("cannot write the report to standard output")?;
+        return Ok(());
+    }
+    let whole = || -> std::io::Result<()> {
+        let mut file = hyv_lab::Replacement::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.commit()
+    };
+    whole().with_context(|| format!("cannot write {}", path.display()))
 }
