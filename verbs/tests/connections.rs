@@ -334,7 +334,7 @@ fn datagrams_find_the_queue_pair_that_serves() {
     assert_eq!(listener.port_space(), PortSpace::Udp);
     // One queue pair serves two requests, the first of which asks without one of its own.
     let outgoing = EventChannel::new(&context);
-    let ask = |with_qp: bool| {
+    let ask = |client: &Side, with_qp: bool| {
         let mut id = outgoing.create_id_in(PortSpace::Udp).unwrap();
         id.resolve_addr(
             std::net::Ipv6Addr::UNSPECIFIED,
@@ -372,7 +372,7 @@ fn datagrams_find_the_queue_pair_that_serves() {
     let mut shared = server.pd.create_qp_ex(&attr).unwrap();
     shared.ready_datagram(0x77, 1).unwrap();
     for with_qp in [false, true] {
-        let mut theirs = ask(with_qp);
+        let mut theirs = ask(&client, with_qp);
         let (mut ours, said) = request(&incoming);
         assert_eq!(said, [7; 180]);
         assert_eq!(ours.accept(&ConnParam::default()), Err(Error::NoQueuePair));
@@ -412,7 +412,7 @@ fn datagrams_find_the_queue_pair_that_serves() {
         assert!(done[0].is_ok());
     }
     // Refusals, by word and because nobody listens.
-    let _id = ask(false);
+    let _id = ask(&client, false);
     let (mut ours, _) = request(&incoming);
     assert!(ours.reject(&[0; 137]).is_err());
     ours.reject(b"no").unwrap();
