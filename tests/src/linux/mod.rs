@@ -16,9 +16,9 @@
 //! # use hyv_e2e::{linux::{Family, Kit, Net, Peer}, or_skip, PATIENCE};
 //! # fn test() {
 //! const WHAT: &str = "pingpong with Linux";
-//! let kit = or_skip!(Kit::get(), WHAT);
 //! let net = or_skip!(Net::new(1500), WHAT);
 //! let host = or_skip!(net.host(), WHAT);
+//! let kit = or_skip!(Kit::get(), WHAT);
 //! let peer = or_skip!(Peer::boot(&kit, &net), WHAT);
 //!
 //! let gid = peer.gid_index(peer.node().ip(Family::V4));
