@@ -373,4 +373,9 @@ fn a_host_that_dies_is_given_up_and_one_that_comes_back_is_met_anew() {
     there.accept(&ConnParam::default()).expect("accept");
     expect(&outgoing, CmEventKind::Established);
     expect(&incoming, CmEventKind::Established);
+    // This time it ends in order, and says so.
+    let mut running = b.running;
+    running.signal(rustix::process::Signal::INT);
+    let _ = running.wait(PATIENCE).code(0);
+    expect(&outgoing, CmEventKind::Disconnected);
 }
