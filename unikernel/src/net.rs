@@ -14,8 +14,8 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::time::Duration;
 
-use hyv_net::Surroundings;
 pub use hyv_net::{Config, Error, IpAddress, IpCidr, IpEndpoint, Net, TcpListener, TcpStream};
+use hyv_net::{Nic as _, Surroundings};
 
 use crate::time::{Instant, now_ns};
 use crate::{limits, pci, rt, time, virtio};
@@ -70,7 +70,9 @@ pub fn up() -> Result<Net, Error> {
     let before = pci::accesses();
     let card = virtio::open().map_err(Error::Device)?;
     log::debug!(
-        "network card up in {} us, with {} accesses to configuration space and {} to its registers",
+        "network card {}, MTU {}, up in {} us, with {} accesses to configuration space and {} to its registers",
+        hyv_net::EthernetAddress(card.mac()),
+        card.mtu(),
         start.elapsed().as_micros(),
         pci::accesses() - before,
         virtio::accesses(),

@@ -120,7 +120,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .map(|never| match never {})
         }
         Cli::Setup => {
-            setup::require(&[Need::Linker, Need::Qemu])?;
+            setup::require(&[Need::Linker, Need::Qemu, Need::Networks])?;
             println!("everything needed is there");
             Ok(ExitCode::SUCCESS)
         }

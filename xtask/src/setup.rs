@@ -17,6 +17,8 @@ pub enum Need {
     Linker,
     /// QEMU for x86-64, recent enough, with its firmware for fast boots.
     Qemu,
+    /// `ip`, by which tests make networks. Only root can, so nobody else needs it.
+    Networks,
 }
 
 /// Makes sure that `needs` are there: as root installs what is missing with apt.
@@ -62,6 +64,7 @@ enum Missing {
     Linker,
     Qemu,
     Firmware,
+    Ip,
 }
 
 impl Missing {
@@ -72,6 +75,7 @@ impl Missing {
             // The firmware comes in a package that this one depends on.
             Self::Qemu => &["qemu-system-x86"],
             Self::Firmware => &["qemu-system-x86", "qemu-system-data"],
+            Self::Ip => &["iproute2"],
         }
     }
 }
@@ -94,6 +98,7 @@ impl fmt::Display for Named<'_> {
                 Missing::Firmware => {
                     write!(f, "{separator}QEMU's firmware qboot.rom is missing")?;
                 }
+                Missing::Ip => write!(f, "{separator}iproute2 (ip) is missing")?,
             }
         }
         Ok(())
@@ -159,6 +164,9 @@ impl Machine {
                     }
                 }
             }
+        }
+        if needs.contains(&Need::Networks) && self.root && !self.has("ip") {
+            missing.push(Missing::Ip);
         }
         Ok(missing)
     }
@@ -354,6 +362,17 @@ mod tests {
         assert_eq!(machine.missing(&ALL).unwrap(), [Missing::Firmware]);
         fs::write(fake.file("firmware/qboot.rom"), "").unwrap();
         assert_eq!(machine.missing(&ALL).unwrap(), []);
+    }
+
+    #[test]
+    fn networks_are_for_root() {
+        let fake = Fake::new();
+        let needs = [Need::Networks];
+        assert_eq!(fake.machine(false).missing(&needs).unwrap(), []);
+        assert_eq!(fake.machine(true).missing(&needs).unwrap(), [Missing::Ip]);
+        assert_eq!(packages(&[Missing::Ip]), ["iproute2"]);
+        fake.program("ip", "");
+        assert_eq!(fake.machine(true).missing(&needs).unwrap(), []);
     }
 
     #[test]

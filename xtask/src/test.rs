@@ -38,7 +38,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let needs: &[Need] = if options.quick {
         &[Need::Linker]
     } else {
-        &[Need::Linker, Need::Qemu]
+        &[Need::Linker, Need::Qemu, Need::Networks]
     };
     setup::require(needs)?;
     let mut steps = Steps::default();
@@ -72,6 +72,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     } else {
         loom_step(paths, &mut steps, filter);
         if built {
+            // Tests that pass are not shown, and some pass because they are skipped: they write it down.
+            let skipped = paths.target.join("skipped");
+            let _ = std::fs::remove_file(&skipped);
             steps.run("end to end", || {
                 let mut command = host_tests(paths, nextest, filter, |command| {
                     command.args(["-p", E2E]);
@@ -79,11 +82,13 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
                         command.args(["--test-threads", E2E_AT_ONCE]);
                     }
                 });
+                command.env("HYV_SKIPPED", &skipped);
                 if !nextest {
                     command.args(["--", "--test-threads", E2E_AT_ONCE]);
                 }
                 cargo::run(command)
             });
+            steps.skip_all(&std::fs::read_to_string(&skipped).unwrap_or_default());
             if let Some(reason) = no_kvm() {
                 steps.skip("end to end under KVM", &reason);
             }
@@ -239,6 +244,14 @@ impl Steps {
             .push((name.to_owned(), Outcome::Skipped(reason.to_owned())));
     }
 
+    /// Lines of `WHAT: REASON`.
+    fn skip_all(&mut self, lines: &str) {
+        for line in lines.lines() {
+            let (what, reason) = line.split_once(": ").unwrap_or((line, "no reason"));
+            self.skip(&format!("end to end, {what}"), reason);
+        }
+    }
+
     fn summary(&self) -> String {
         let mut text = String::from("Steps:\n");
         for (name, outcome) in &self.done {
@@ -299,6 +312,12 @@ mod tests {
     fn what_is_skipped_is_no_failure() {
         let mut steps = Steps::default();
         steps.skip("all", "a reason");
+        steps.skip_all("one: no x: not root\ntwo: no y\n");
         assert!(!steps.failed());
+        assert_eq!(
+            steps.summary(),
+            "Steps:\n  skipped  all: a reason\n  skipped  end to end, one: no x: not root\n  \
+             skipped  end to end, two: no y\n"
+        );
     }
 }

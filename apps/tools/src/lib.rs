@@ -4,3 +4,6 @@
 extern crate alloc;
 
 pub mod perf;
+pub mod pingpong;
+pub mod rping;
+pub mod words;

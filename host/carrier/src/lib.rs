@@ -16,6 +16,7 @@ use hyv_roce::carrier::Sent;
 
 pub mod addr;
 pub mod error;
+pub mod floor;
 pub mod limits;
 mod link;
 pub mod netlink;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyv_roce::carrier::{Arrival, Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
+use hyv_roce::icrc;
 use hyv_roce::wire::{ethernet, ip, udp};
 
 use crate::addr::{self, ListenAddr, Owned, gid_of};
@@ -18,7 +19,7 @@ use crate::error::OpenError;
 use crate::limits;
 use crate::link::LinkState;
 use crate::netlink::{Link, Netlink};
-use crate::next_hop::{Live, NextHops, Resolved};
+use crate::next_hop::{Live, Mac, NextHops, Resolved};
 use crate::sys::ring::{
     Frame, Ring, VNET_BYTES, VNET_GSO_ECN, VNET_GSO_NONE, VNET_GSO_UDP_L4, VNET_NEEDS_CSUM,
 };
@@ -27,7 +28,7 @@ use crate::udp::{Senders, bind_roce_port, header_bytes, judge};
 use crate::{Counters, Info, Kind, Options};
 
 /// Bytes in front of the payload at most: virtio-net, Ethernet, IPv6 and UDP headers.
-const HEADERS: usize = VNET_BYTES + ethernet::LEN + ip::V6_LEN + udp::LEN;
+pub(crate) const HEADERS: usize = VNET_BYTES + ethernet::LEN + ip::V6_LEN + udp::LEN;
 /// First Linux that takes and gives UDP segmentation in virtio-net headers.
 const FIRST_LINUX: (u32, u32) = (6, 2);
 
@@ -60,26 +61,21 @@ impl PacketCarrier {
         let own = addr::find(&mut first, addr)?;
         check_kernel()?;
         check_ethernet(&own.link)?;
-        let sender = packet_socket(own.ip)?;
-        sender
-            .set_int(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
-            .map_err(OpenError::system("asking for virtio-net headers"))?;
-        let _ = sender.grow_buffer(false, limits::SEND_BUFFER);
+        let sender = open_sender(own.ip)?;
         let guard = bind_roce_port(&own)?;
         guard
             .drop_everything()
             .map_err(OpenError::system("attaching a filter"))?;
-        let links = first
-            .links()
-            .map_err(OpenError::system("asking the kernel for interfaces"))?;
-        let loopback = links
-            .iter()
-            .find(|link| link.hardware == libc::ARPHRD_LOOPBACK)
-            .map_or(own.link.index, |link| link.index);
-        let mut rings = vec![open_ring(&own, own.link.index, options.ring_slots)?];
+        let loopback = find_loopback(&mut first, &own)?;
+        let mut rings = vec![open_ring(
+            &own,
+            UDP_PORT,
+            own.link.index,
+            options.ring_slots,
+        )?];
         if loopback != own.link.index {
             let slots = options.ring_slots.min(limits::LOOPBACK_SLOTS);
-            rings.push(open_ring(&own, loopback, slots)?);
+            rings.push(open_ring(&own, UDP_PORT, loopback, slots)?);
         }
         let local_senders = Senders::bind(&own)?;
         let counters = Arc::new(Counters::default());
@@ -128,6 +124,17 @@ impl PacketCarrier {
     }
 }
 
+/// Index of `lo`.
+pub(crate) fn find_loopback(netlink: &mut Netlink, own: &Owned) -> Result<u32, OpenError> {
+    let links = netlink
+        .links()
+        .map_err(OpenError::system("asking the kernel for interfaces"))?;
+    let lo = links
+        .iter()
+        .find(|link| link.hardware == libc::ARPHRD_LOOPBACK);
+    Ok(lo.map_or(own.link.index, |link| link.index))
+}
+
 fn check_kernel() -> Result<(), OpenError> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -164,18 +171,33 @@ fn packet_socket(ip: IpAddr) -> Result<Socket, OpenError> {
     })
 }
 
-fn ethertype(ip: IpAddr) -> u16 {
+/// A socket that sends frames with virtio-net headers and receives nothing.
+pub(crate) fn open_sender(ip: IpAddr) -> Result<Socket, OpenError> {
+    let sender = packet_socket(ip)?;
+    sender
+        .set_int(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
+        .map_err(OpenError::system("asking for virtio-net headers"))?;
+    let _ = sender.grow_buffer(false, limits::SEND_BUFFER);
+    Ok(sender)
+}
+
+pub(crate) fn ethertype(ip: IpAddr) -> u16 {
     match ip {
         IpAddr::V4(_) => ethernet::IPV4,
         IpAddr::V6(_) => ethernet::IPV6,
     }
 }
 
-fn open_ring(own: &Owned, interface: u32, slots: usize) -> Result<Ring, OpenError> {
+pub(crate) fn open_ring(
+    own: &Owned,
+    port: u16,
+    interface: u32,
+    slots: usize,
+) -> Result<Ring, OpenError> {
     let socket = packet_socket(own.ip)?;
     // First the filter, then the binding, so that nothing else ever gets in.
     socket
-        .attach_filter(&filter(own.ip))
+        .attach_filter(&filter(own.ip, port))
         .map_err(OpenError::system("attaching a filter to a packet socket"))?;
     socket
         .set_int(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)
@@ -193,8 +215,8 @@ fn open_ring(own: &Owned, interface: u32, slots: usize) -> Result<Ring, OpenErro
     Ok(ring)
 }
 
-/// A BPF program that lets through what is for this host (by MAC), without VLAN tag, not a fragment, and UDP to port 4791 of `ip`.
-fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
+/// A BPF program that lets through what is for this host (by MAC), without VLAN tag, not a fragment, and UDP to `port` of `ip`.
+fn filter(ip: IpAddr, port: u16) -> Vec<(u16, u8, u8, u32)> {
     // Offsets from the network header, whatever lies in front; and the kernel's own facts about a packet.
     const NET: u32 = libc::SKF_NET_OFF as u32;
     const FACTS: u32 = libc::SKF_AD_OFF as u32;
@@ -215,7 +237,7 @@ fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
             (byte(9), !0, ip::UDP.into()),
             (word(16), !0, u32::from(ip)),
             (half(6), 0x3fff, 0),
-            (half(ip::V4_LEN as u32 + 2), !0, UDP_PORT.into()),
+            (half(ip::V4_LEN as u32 + 2), !0, port.into()),
         ]),
         IpAddr::V6(ip) => {
             conditions.push((byte(6), !0, ip::UDP.into()));
@@ -223,7 +245,7 @@ fn filter(ip: IpAddr) -> Vec<(u16, u8, u8, u32)> {
                 let part = u32::from_be_bytes([part[0], part[1], part[2], part[3]]);
                 conditions.push((word(24 + 4 * index as u32), !0, part));
             }
-            conditions.push((half(ip::V6_LEN as u32 + 2), !0, UDP_PORT.into()));
+            conditions.push((half(ip::V6_LEN as u32 + 2), !0, port.into()));
         }
     }
     let mut program = Vec::new();
@@ -283,6 +305,8 @@ fn unpack(
         VNET_GSO_UDP_L4 if frame.gso_size > 0 => frame.gso_size,
         _ => return None,
     };
+    let counting =
+        ident.is_none_or(|ident| counts_on(ident, &src, dst, &header, payloads, segment));
     let mut packets = 0;
     for payload in payloads.chunks(segment) {
         take(&Arrival {
@@ -291,13 +315,34 @@ fn unpack(
             src_port: header.src_port,
             traffic_class,
             hop_limit,
-            // Segmentation counts on from the superframe's.
-            ident: ident.map(|ident: u16| ident.wrapping_add(packets as u16)),
+            ident: ident.map(|ident: u16| {
+                let step = if counting { packets as u16 } else { 0 };
+                ident.wrapping_add(step)
+            }),
             payload,
         });
         packets += 1;
     }
     Some((packets, payloads.len()))
+}
+
+/// Whether the identifications of a superframe's segments count on from its own. Segmentation does so; but a superframe may also be
+/// packets of one identification that were merged on the way in (`rx-udp-gro-forwarding`). The second packet's ICRC tells.
+fn counts_on(
+    ident: u16,
+    src: &Gid,
+    dst: &Gid,
+    header: &udp::Udp,
+    payloads: &[u8],
+    segment: usize,
+) -> bool {
+    match payloads.chunks(segment).nth(1) {
+        None => true,
+        Some(second) => {
+            let flow = icrc::Flow::new(src, dst, header.src_port);
+            flow.check(second, ident.wrapping_add(1)) || !flow.check(second, ident)
+        }
+    }
 }
 
 /// One's complement sum of a UDP pseudo header, not inverted: what offloading hardware and the kernel add the rest to.
@@ -313,12 +358,13 @@ fn pseudo_sum(src: &[u8], dst: &[u8], udp_len: usize) -> u16 {
     sum as u16
 }
 
-/// Writes virtio-net, Ethernet, IP and UDP headers of a burst; gives their bytes.
-fn write_headers(
+/// Writes virtio-net, Ethernet, IP and UDP headers of a burst between two MACs, addresses and ports; gives their bytes.
+pub(crate) fn write_headers(
     out: &mut [u8; HEADERS],
-    (from, to): ([u8; 6], [u8; 6]),
+    (from, to): (Mac, Mac),
     (src, dst): (&Gid, &Gid),
     flow: &Flow,
+    dst_port: u16,
     segment_len: Option<usize>,
     bytes: usize,
 ) -> usize {
@@ -379,7 +425,7 @@ fn write_headers(
     };
     udp::Udp {
         src_port: flow.src_port,
-        dst_port: UDP_PORT,
+        dst_port,
         len: udp_len as u16,
         checksum,
     }
@@ -455,6 +501,7 @@ impl Carrier for PacketCarrier {
             (link.mac, mac),
             (&self.gid, &flow.dst),
             flow,
+            UDP_PORT,
             (segments > 1).then_some(segment_len),
             payloads.len(),
         );
@@ -502,5 +549,167 @@ impl Carrier for PacketCarrier {
 
     fn cheap_poll(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: [u8; 4] = [10, 0, 0, 1];
+    const B: [u8; 4] = [10, 0, 0, 2];
+
+    fn flow(dst: Gid) -> Flow {
+        Flow {
+            dst,
+            src_port: 0xc003,
+            traffic_class: 0xb8,
+            hop_limit: 0,
+            flow_label: 0x12345,
+        }
+    }
+
+    fn gids() -> [(Gid, Gid); 2] {
+        let v6 = |last: u8| {
+            let mut gid = [0xfd; 16];
+            gid[15] = last;
+            gid
+        };
+        [(ip::map_v4(A), ip::map_v4(B)), (v6(1), v6(2))]
+    }
+
+    /// A frame as a sender makes it: `gso_type`, `gso_size`, and what is behind the Ethernet header.
+    fn frame(src: &Gid, dst: &Gid, segment: usize, payloads: &[u8]) -> (u8, usize, Vec<u8>) {
+        let mut headers = [0; HEADERS];
+        let macs = ([2; 6], [4; 6]);
+        let burst = payloads.len() > segment;
+        let len = write_headers(
+            &mut headers,
+            macs,
+            (src, dst),
+            &flow(*dst),
+            UDP_PORT,
+            burst.then_some(segment),
+            payloads.len(),
+        );
+        let (vnet, rest) = headers[..len].split_at(VNET_BYTES);
+        let size = u16::from_ne_bytes([vnet[4], vnet[5]]).into();
+        assert_eq!((&rest[..6], &rest[6..12]), (&[4; 6][..], &[2; 6][..]));
+        let mut network = rest[ethernet::LEN..].to_vec();
+        network.extend_from_slice(payloads);
+        (vnet[1], size, network)
+    }
+
+    fn taken(
+        gso_type: u8,
+        gso_size: usize,
+        network: &[u8],
+        dst: &Gid,
+    ) -> Option<Vec<(Option<u16>, Vec<u8>)>> {
+        let mut got = Vec::new();
+        let frame = Frame {
+            gso_type,
+            gso_size,
+            network,
+            cut: false,
+        };
+        let counted = unpack(&frame, dst, &mut |arrival| {
+            assert_eq!((arrival.src_port, arrival.traffic_class), (0xc003, 0xb8));
+            assert_eq!((arrival.hop_limit, arrival.dst), (DEFAULT_HOP_LIMIT, *dst));
+            got.push((arrival.ident, arrival.payload.to_vec()));
+        })?;
+        assert_eq!(counted.0, got.len());
+        Some(got)
+    }
+
+    #[test]
+    fn what_is_sent_is_unpacked() {
+        for (src, dst) in gids() {
+            for (segment, len) in [(16, 16), (100, 301), (1044, 40 * 1044), (4000, 4000)] {
+                let payloads: Vec<u8> = (0..len).map(|at| at as u8).collect();
+                let (kind, size, network) = frame(&src, &dst, segment, &payloads);
+                let got = taken(kind, size, &network, &dst).unwrap();
+                let v4 = ip::mapped_v4(&src).is_some();
+                let wanted: Vec<_> = payloads
+                    .chunks(segment)
+                    .enumerate()
+                    .map(|(index, part)| (v4.then_some(index as u16), part.to_vec()))
+                    .collect();
+                assert!(got == wanted, "{len} bytes by {segment}");
+            }
+        }
+    }
+
+    #[test]
+    fn checksums_of_superframes_are_those_that_offload_completes() {
+        for (src, dst) in gids() {
+            let payloads: Vec<u8> = (0..1000u32).map(|at| (at * 7) as u8).collect();
+            let (_, _, network) = frame(&src, &dst, 100, &payloads);
+            let v4 = ip::mapped_v4(&src).zip(ip::mapped_v4(&dst));
+            let (_, datagram) = network.split_at(if v4.is_some() { 20 } else { 40 });
+            // The sum over everything, the prepared field included, is the right checksum.
+            let completed = ip::checksum(datagram);
+            let right = match v4 {
+                Some((src, dst)) => udp::checksum(&src, &dst, datagram),
+                None => udp::checksum(&src, &dst, datagram),
+            };
+            assert_eq!(completed, right);
+        }
+    }
+
+    #[test]
+    fn merged_packets_of_one_identification_keep_it() {
+        let (src, dst) = gids()[0];
+        let icrc = icrc::Flow::new(&src, &dst, 0xc003);
+        for (first, step) in [(0, 0), (0, 1), (7, 0), (u16::MAX - 1, 1)] {
+            let mut payloads = vec![0x33; 5 * 64];
+            let mut wanted = Vec::new();
+            for (index, packet) in payloads.chunks_mut(64).enumerate() {
+                let ident = first.wrapping_add(step * index as u16);
+                icrc.seal(packet, ident);
+                wanted.push(Some(ident));
+            }
+            let (kind, size, mut network) = frame(&src, &dst, 64, &payloads);
+            let (mut header, _) = ip::V4::parse(&network).unwrap();
+            header.ident = first;
+            header.emit(&mut network);
+            let got = taken(kind, size, &network, &dst).unwrap();
+            let idents: Vec<_> = got.iter().map(|(ident, _)| *ident).collect();
+            assert_eq!(idents, wanted);
+        }
+    }
+
+    #[test]
+    fn frames_that_are_no_packets_are_refused() {
+        for (src, dst) in gids() {
+            let (kind, size, network) = frame(&src, &dst, 100, &[1; 100]);
+            assert!(taken(kind, size, &network, &dst).is_some());
+            // Cut anywhere; with bytes behind, which are padding; with every byte of the headers changed.
+            for len in 0..network.len() {
+                assert!(taken(kind, size, &network[..len], &dst).is_none(), "{len}");
+            }
+            let mut padded = network.clone();
+            padded.extend_from_slice(&[0; 18]);
+            assert!(taken(kind, size, &padded, &dst).is_some());
+            let headers = header_bytes(addr::ip_of(&src));
+            for at in 0..headers {
+                let mut broken = network.clone();
+                broken[at] ^= 0x21;
+                let frame = Frame {
+                    gso_type: kind,
+                    gso_size: size,
+                    network: &broken,
+                    cut: false,
+                };
+                let _ = unpack(&frame, &dst, &mut |arrival| {
+                    assert!(arrival.payload.len() <= broken.len());
+                });
+            }
+            // Kinds of segmentation that are not UDP's, or of no size.
+            assert!(taken(1, 50, &network, &dst).is_none());
+            assert!(taken(VNET_GSO_UDP_L4, 0, &network, &dst).is_none());
+            let two = taken(VNET_GSO_UDP_L4 | VNET_GSO_ECN, 50, &network, &dst);
+            assert_eq!(two.unwrap().len(), 2);
+        }
     }
 }

@@ -9,10 +9,12 @@ use hyv_rnic::{Counters, Engine, EngineCell, EngineConfig};
 
 use crate::accel::{Accel, QemuBinary};
 use crate::backend::soft::SoftRnic;
-use crate::backend::{Backend, BackendConfig, BackendError, Quotas};
+use crate::backend::{Backend, BackendConfig, BackendError, BackendWire, CmWire, Quotas};
+use crate::sys::event::EventFd;
 use crate::sys::runtime_dir::{RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::sys::{clock, cpu};
 use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
+use crate::wire::{WireConfig, WireError};
 
 /// GID of a device without an address on any network: `fe80::` and a local identifier. Peers are on this host.
 const LOCAL_GID: [u8; 16] = [
@@ -28,6 +30,9 @@ pub enum InstanceError {
     /// No runtime folder.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    /// No way to other hosts.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// No control backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -37,6 +42,13 @@ pub enum InstanceError {
     /// No guest.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+}
+
+/// A number that nobody else knows.
+fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library keys it from the system's source of randomness.
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// How to set up an instance.
@@ -52,6 +64,8 @@ pub struct InstanceConfig {
     pub spin: Duration,
     /// What users may have.
     pub quotas: Quotas,
+    /// The way to other hosts; by default none.
+    pub wire: WireConfig,
 }
 
 /// A running device with its users.
@@ -74,14 +88,34 @@ impl Instance {
             Some(name) => root.claim(name)?,
             None => root.claim_free(&config.prefix)?,
         };
+        let kicks = Kicks::new().map_err(InstanceError::Engine)?;
+        let mad_bell = Arc::new(EventFd::new().map_err(BackendError::Descriptor)?);
+        let (mut carrier, mut routes, mut identity) = (None, None, None);
+        if let Some(opened) = config.wire.open()? {
+            for fd in opened.wait_fds {
+                kicks.watch(fd).map_err(InstanceError::Engine)?;
+            }
+            let gid = opened.carrier.local();
+            identity = Some(CmWire {
+                // Unique as the address is: peers tell hosts apart by it.
+                ca_guid: u64::from_be_bytes(gid[8..].try_into().unwrap_or_default()) ^ NODE_GUID,
+                path_mtu: 256,
+                traffic_class: config.wire.traffic_class(),
+                seed: fresh_seed(),
+            });
+            (carrier, routes) = (Some(opened.carrier), Some(opened.routes));
+        }
         let cell = EngineCell::new(Engine::new(EngineConfig {
             clock: Box::new(clock::monotonic_ns),
             gid: LOCAL_GID,
             node_guid: NODE_GUID,
-            carrier: None,
-            mad_bell: Box::new(|| {}),
+            carrier,
+            mad_bell: Box::new({
+                let bell = Arc::clone(&mad_bell);
+                // Fails only for a descriptor that is no eventfd.
+                move || drop(bell.signal())
+            }),
         }));
-        let kicks = Kicks::new().map_err(InstanceError::Engine)?;
         let cpus = config.engine_cpus;
         let setup = move || {
             if !cpus.is_empty()
@@ -92,11 +126,12 @@ impl Instance {
         };
         let engine = EngineThread::spawn(Arc::clone(&cell), Arc::clone(&kicks), config.spin, setup)
             .map_err(InstanceError::Engine)?;
-        let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks));
+        let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks).with_routes(routes));
         let backend = Backend::spawn(
             BackendConfig {
                 runtime_dir: Some(dir.path().to_owned()),
                 quotas: config.quotas,
+                wire: identity.map(|identity| BackendWire { mad_bell, identity }),
             },
             provider,
         )?;

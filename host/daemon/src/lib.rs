@@ -10,6 +10,7 @@
 //! | [`message`] | errors as people read them |
 //! | [`session`] | the socket by which a process becomes a user |
 //! | [`timer`] | deadlines by key |
+//! | [`wire`] | the way to other hosts: address, carrier, recording |
 //! | [`vmm`] | one guest: its QEMU, its memory, its window, its end |
 //! | [`limits`] | every limit of the launcher, with its reason |
 
@@ -23,3 +24,4 @@ pub mod session;
 pub mod sys;
 pub mod timer;
 pub mod vmm;
+pub mod wire;

@@ -15,6 +15,7 @@ use hyv_host::instance::{Instance, InstanceConfig};
 use hyv_host::sys::cpu;
 use hyv_host::sys::runtime_dir::RuntimeRoot;
 use hyv_host::vmm::{Forward, GuestConfig, GuestIp, NetConfig};
+use hyv_host::wire::WireConfig;
 
 /// Run a unikernel image in QEMU with a software RNIC. Native processes join by the socket in its runtime folder.
 #[derive(Parser, Debug)]
@@ -53,6 +54,8 @@ struct Args {
     /// End the guest after so many seconds
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u64>,
+    #[command(flatten)]
+    wire: WireConfig,
     /// What to log: error, warn, info, debug or trace, or a filter such as hyv_host=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
@@ -116,6 +119,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         engine_cpus: cpus.first().copied().into_iter().collect(),
         spin: Duration::from_micros(args.spin_us),
         quotas: Quotas::default(),
+        wire: args.wire.clone(),
     })?;
     println!(
         "{}: {}",

@@ -64,11 +64,13 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) users: Vec<Option<User>>,
     pub(crate) qps: Vec<Option<Box<Qp>>>,
-    pub(crate) free_qps: Vec<usize>,
+    /// The oldest first.
+    pub(crate) free_qps: VecDeque<usize>,
     pub(crate) cqs: Vec<Option<Cq>>,
     pub(crate) srqs: Vec<Option<Srq>>,
     pub(crate) generation: u32,
-    pub(crate) qpn_generation: u8,
+    /// By slot: the last one's.
+    pub(crate) qpn_generations: Vec<u8>,
     pub(crate) dozing: bool,
     /// CQs that got entries in this turn.
     pub(crate) touched: Vec<usize>,
@@ -121,11 +123,11 @@ impl Engine {
             config,
             users: Vec::new(),
             qps: (0..crate::limits::FIRST_QP_SLOT).map(|_| None).collect(),
-            free_qps: Vec::new(),
+            free_qps: VecDeque::new(),
             cqs: Vec::new(),
             srqs: Vec::new(),
             generation: 0,
-            qpn_generation: 0,
+            qpn_generations: Vec::new(),
             dozing: false,
             touched: Vec::with_capacity(64),
             doomed: Vec::new(),
@@ -375,6 +377,10 @@ impl Engine {
             QpState::Sqd if self.qp(slot).current.is_some() => {}
             QpState::Err => {
                 self.flush(slot);
+                return 0;
+            }
+            QpState::Sqe => {
+                self.flush_sends(slot);
                 return 0;
             }
             // Posted early: looked at again when the QP becomes ready to send.

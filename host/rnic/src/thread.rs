@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::cell::EngineCell;
 
-/// Descriptors whose readability wakes the engine: users' kick eventfds, and the cell's nudge.
+/// Descriptors whose readability wakes the engine: users' kick eventfds, a carrier's sockets, and the cell's nudge.
 pub struct Kicks {
     epoll: OwnedFd,
     nudge: OwnedFd,
@@ -20,6 +20,8 @@ pub struct Kicks {
 }
 
 const NUDGE: u64 = u64::MAX;
+/// Descriptors of a carrier: readable while packets wait, and read by the engine alone.
+const CARRIER: u64 = u64::MAX - 1;
 
 impl Kicks {
     /// An empty set.
@@ -48,6 +50,18 @@ impl Kicks {
             epoll::EventFlags::IN,
         )?;
         self.lock().push((key, fd));
+        Ok(())
+    }
+
+    /// Adds a carrier's descriptor: it wakes the thread for as long as it is readable.
+    pub fn watch(&self, fd: OwnedFd) -> io::Result<()> {
+        epoll::add(
+            &self.epoll,
+            &fd,
+            epoll::EventData::new_u64(CARRIER),
+            epoll::EventFlags::IN,
+        )?;
+        self.lock().push((CARRIER, fd));
         Ok(())
     }
 
@@ -91,7 +105,9 @@ impl Kicks {
         let mut count = [0u8; 8];
         for event in events {
             let key = event.data.u64();
-            let fd = if key == NUDGE {
+            let fd = if key == CARRIER {
+                None
+            } else if key == NUDGE {
                 Some(self.nudge.as_fd())
             } else {
                 fds.iter()

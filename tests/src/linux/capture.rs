@@ -32,6 +32,8 @@ pub struct Packet {
     pub qpn: u32,
     /// The PSN.
     pub psn: u32,
+    /// Bytes from the BTH to the ICRC, both included.
+    pub length: usize,
     /// Whether its ICRC is what its content gives.
     pub icrc_is_right: bool,
 }
@@ -135,6 +137,7 @@ impl Packet {
             opcode: bth[0],
             qpn: three(5),
             psn: three(9),
+            length: bth.len(),
             icrc_is_right: crc32(&covered).to_le_bytes() == icrc,
         })
     }

@@ -1,11 +1,10 @@
-#!/bin/busybox sh
+#!/bin/sh
 # The first process of a Linux peer. Brings the network and the RoCE device up, then runs the commands that come in over
 # the second serial port:
 #     run ID BASE64       answers "started ID", later lines "data ID BASE64" and "done ID STATUS"
 #     kill ID             kills what ID started
 # Settings come as variables from the kernel's command line: v4, v6 (with prefix lengths), mtu, life (seconds).
 export PATH=/usr/sbin:/usr/bin:/bin HOME=/
-/bin/busybox mkdir -p /bin
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /run /tmp /jobs
 mount -t proc proc /proc
@@ -40,7 +39,7 @@ cat <&3 >&4 &
 
 # job ID: runs /jobs/ID.sh and tells.
 job() {
-    setsid sh "/jobs/$1.sh" >"/jobs/$1.out" 2>&1 </dev/null 3>&- 4>&- &
+    setsid /bin/sh "/jobs/$1.sh" >"/jobs/$1.out" 2>&1 </dev/null 3>&- 4>&- &
     echo $! >"/jobs/$1.pid"
     echo "started $1" >&3
     wait $!

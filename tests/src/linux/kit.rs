@@ -14,9 +14,10 @@ use super::packages::{self, Package, said};
 use crate::programs;
 
 /// The kernel, which pulls in the version that is current; and what runs on it.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "linux-image-amd64",
     "busybox-static",
+    "dash",
     "rdma-core",
     "ibverbs-utils",
     "ibverbs-providers",
@@ -26,8 +27,10 @@ const PACKAGES: [&str; 9] = [
     "kmod",
 ];
 
-/// Programs, whichever folder of a package they lie in. Here they go to `/usr/sbin`, so that busybox takes no name.
-const PROGRAMS: [&str; 22] = [
+/// Programs, whichever folder of a package they lie in. Here they go to `/usr/sbin`, which comes first.
+/// busybox's own shell would take its own `ip` and `tc` wherever others are.
+const PROGRAMS: [&str; 23] = [
+    "dash",
     "ip",
     "tc",
     "rdma",
@@ -356,6 +359,7 @@ fn write_system(archive: &mut Archive<BufWriter<File>>, tree: &Tree) -> io::Resu
     archive.console()?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("bin/busybox", 0o755, &fs::read(tree.find("busybox")?)?)?;
+    archive.link("bin/sh", "/usr/sbin/dash")?;
     archive.file("usr/sbin/kmod", 0o755, &fs::read(tree.find("kmod")?)?)?;
     for name in ["insmod", "lsmod", "rmmod"] {
         archive.link(&format!("usr/sbin/{name}"), "kmod")?;

@@ -7,6 +7,7 @@
 //! | [`Net`], [`Host`] | a switch in a namespace; a namespace on it where programs of this machine run |
 //! | [`Peer`], [`Job`] | such a Linux, and the commands that run in it |
 //! | [`Capture`] | what a peer sent and received |
+//! | [`matrix`] | a table of exchanges between an end of ours and a peer |
 //! | [`Skip`], [`or_skip!`](crate::or_skip) | why there can be none here |
 //!
 //! Under TCG a peer boots in some 12 s, so a test function boots as few as it can and does much with them:
@@ -15,9 +16,9 @@
 //! # use hyv_e2e::{linux::{Family, Kit, Net, Peer}, or_skip, PATIENCE};
 //! # fn test() {
 //! const WHAT: &str = "pingpong with Linux";
-//! let kit = or_skip!(Kit::get(), WHAT);
 //! let net = or_skip!(Net::new(1500), WHAT);
 //! let host = or_skip!(net.host(), WHAT);
+//! let kit = or_skip!(Kit::get(), WHAT);
 //! let peer = or_skip!(Peer::boot(&kit, &net), WHAT);
 //!
 //! let gid = peer.gid_index(peer.node().ip(Family::V4));
@@ -34,6 +35,7 @@ mod capture;
 mod channel;
 mod cpio;
 mod kit;
+pub mod matrix;
 mod net;
 mod packages;
 mod peer;

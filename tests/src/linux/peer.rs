@@ -40,15 +40,14 @@ impl Booting {
     /// # Panics
     /// When it does not come up; with what its console said.
     #[must_use]
-    pub fn ready(mut self) -> Peer {
-        if let Err(why) = self.0.channel.ready(PEER_BOOT) {
-            let machine = if self.0.machine.runs() {
-                "it still runs"
-            } else {
-                "it has ended"
+    pub fn ready(self) -> Peer {
+        if let Err(silence) = self.0.channel.ready(PEER_BOOT) {
+            let why = match silence {
+                Silence::Gone => "QEMU has ended".to_owned(),
+                Silence::Late => format!("not within {PEER_BOOT:?}"),
             };
             panic!(
-                "the Linux peer did not boot ({why:?}; {machine})\n{}\n{}",
+                "the Linux peer did not boot: {why}\n{}\n{}",
                 self.0.machine.err(),
                 self.0.console()
             );
@@ -121,13 +120,19 @@ impl Peer {
         &self.net
     }
 
+    /// The id of its QEMU.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
     /// What its kernel and first process have said.
     #[must_use]
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    /// Starts `command`, a line or several of busybox's shell, and does not wait for it.
+    /// Starts `command`, a line or several of shell, and does not wait for it.
     ///
     /// # Panics
     /// When the peer does not take it.
@@ -147,7 +152,7 @@ impl Peer {
         }
     }
 
-    /// Runs `command`, a line or several of busybox's shell.
+    /// Runs `command`, a line or several of shell.
     ///
     /// # Panics
     /// When it does not end within `limit`.
@@ -233,6 +238,30 @@ impl Peer {
             "tc qdisc add dev eth0 clsact && {}",
             each_family(&format!("dev eth0 ingress {ROCE} action {action}"))
         ));
+    }
+
+    /// How many packets have been lost since [`Self::loss`] or [`Self::faults`] was called, both ways.
+    ///
+    /// # Panics
+    /// When Linux does not tell.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        let table = self.sh(
+            "tc -s qdisc show dev eth0 | grep -A1 '^qdisc netem'; tc -s filter show dev eth0 ingress",
+        );
+        // "Sent 8 bytes 1 pkt (dropped 2, overlimits 0 requeues 0)"
+        let counts = table.split("(dropped ").skip(1);
+        let counts = counts.filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+
+    /// Sets the MTU of its link, bytes of an IP packet, up to the network's: 1500 makes the RoCE device's active MTU 1024,
+    /// 4300 makes it 4096.
+    ///
+    /// # Panics
+    /// When Linux refuses.
+    pub fn link_mtu(&self, mtu: u32) {
+        self.sh(&format!("ip link set eth0 mtu {mtu}"));
     }
 
     /// Sends RoCEv2 packets (UDP 4791) through `tc netem WORDS` from now on ("duplicate 2%", "delay 5ms reorder 50%"), in

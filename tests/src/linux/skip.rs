@@ -1,5 +1,8 @@
 //! Why there is no Linux peer here.
 
+use std::fs::File;
+use std::io::Write;
+
 use thiserror::Error;
 
 /// Why there can be no Linux peer here. Tests print it and pass.
@@ -25,7 +28,8 @@ pub enum Skip {
 }
 
 impl Skip {
-    /// Says that the test `what` is skipped, and why.
+    /// Says that the test `what` is skipped, and why; also as a line of the file that `HYV_SKIPPED` names, for whoever runs
+    /// the tests and does not show what those print that pass.
     ///
     /// # Panics
     /// When `HYV_NO_SKIP` is set: then what cannot be tested is a failure.
@@ -35,6 +39,13 @@ impl Skip {
             "{what} cannot be tested, and HYV_NO_SKIP is set: {self}"
         );
         eprintln!("skipped: {what}: {self}");
+        if let Some(path) = std::env::var_os("HYV_SKIPPED") {
+            let file = File::options().create(true).append(true).open(&path);
+            let reason = self.to_string().replace('\n', " ");
+            let written =
+                file.and_then(|mut f| f.write_all(format!("{what}: {reason}\n").as_bytes()));
+            written.unwrap_or_else(|e| panic!("HYV_SKIPPED={}: {e}", path.display()));
+        }
     }
 }
 

@@ -92,3 +92,55 @@ fn is_hosts(address: IpAddress) -> bool {
     };
     address.is_unicast() && !loopback
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    fn parse(text: &str) -> Result<Config, Error> {
+        text.parse()
+    }
+
+    #[test]
+    fn good_texts() {
+        assert_eq!(parse("dhcp"), Ok(Config::default()));
+        let c = parse("10.0.0.2/24,10.0.0.1;fd00::2/64,fd00::1;fd01::2/64").unwrap();
+        assert!(!c.dhcp);
+        let addresses: Vec<_> = c.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.2/24", "fd00::2/64", "fd01::2/64"]);
+        let gateways: Vec<_> = c.gateways.iter().map(ToString::to_string).collect();
+        assert_eq!(gateways, ["10.0.0.1", "fd00::1"]);
+        let c = parse("dhcp;fec0::15/64,fec0::2").unwrap();
+        assert!(c.dhcp && c.addresses.len() == 1 && c.gateways.len() == 1);
+    }
+
+    #[test]
+    fn wrong_texts() {
+        for (text, part) in [
+            ("", "ADDRESS/PREFIX"),
+            ("dhcp;", "ADDRESS/PREFIX"),
+            ("10.0.0.2", "ADDRESS/PREFIX"),
+            ("10.0.0.2/33", "ADDRESS/PREFIX"),
+            ("10.0.0.2/24,", "gateway"),
+            ("10.0.0.2/24,x", "gateway"),
+            ("10.0.0.2/24,fd00::1", "family"),
+            ("10.0.0.2/24,224.0.0.1", "family"),
+            ("0.0.0.0/0", "no host"),
+            ("127.0.0.1/8", "no host"),
+            ("224.0.0.1/4", "no host"),
+            ("255.255.255.255/0", "no host"),
+            ("::1/128", "no host"),
+            ("ff02::1/64", "no host"),
+            ("10.0.0.2/24;10.0.0.3/24", "one IPv4"),
+            ("dhcp;10.0.0.3/24", "one IPv4"),
+            ("fd00::2/64,fd00::1;fd00::3/64,fd00::4", "two gateways"),
+            ("fd00::2/64;fd00::3/64;fd00::4/64;fd00::5/64", "more than 3"),
+            ("dhcp;fd00::2/64;fd00::3/64;fd00::4/64", "more than 3"),
+        ] {
+            let said = parse(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+}

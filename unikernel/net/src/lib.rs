@@ -27,6 +27,6 @@ pub mod virtq;
 pub use config::Config;
 pub use error::Error;
 pub use nic::{Nic, Surroundings};
-pub use smoltcp::wire::{IpAddress, IpCidr, IpEndpoint};
+pub use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
 pub use stack::Net;
 pub use tcp::{TcpListener, TcpStream};

@@ -217,14 +217,6 @@ impl QpControl {
     }
 
     pub(super) fn destroy(&self) -> Result<(), Error> {
-        if self.srq.is_some() && self.shared.state() != QpState::Reset {
-            // A receive that a message has begun to fill completes as flushed: so the shared queue gets it back.
-            let attr = QpAttr {
-                state: QpState::Err as u32,
-                ..QpAttr::EMPTY
-            };
-            let _ = self.modify(&attr, QpAttrMask::STATE);
-        }
         self.shared.dead.store(true, Ordering::Release);
         let events = &self.context.window.events;
         let index = self.shared.index;

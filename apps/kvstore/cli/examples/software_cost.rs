@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prefix: "software-cost".into(),
         engine_cpus: Vec::new(),
         spin: Duration::from_micros(50),
+        wire: hyv_host::wire::WireConfig::default(),
         quotas: Quotas::default(),
     })?;
     let dir = instance.dir().path();

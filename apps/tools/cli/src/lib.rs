@@ -3,9 +3,11 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`machine`] | a device with its guests and native agents, on chosen CPUs |
+//! | [`exchange`] | pingpong and rping, with the stock programs as peers |
 //! | [`pcap`] | checks captures of RoCEv2 |
 //! | [`perf`] | latency and bandwidth of each verb, guest beside native |
 
+pub mod exchange;
 pub mod machine;
 pub mod pcap;
 pub mod perf;
@@ -27,6 +29,10 @@ struct Cli {
 enum Command {
     /// Measure verbs: latency or bandwidth, in a guest and as a Linux process
     Perf(perf::Args),
+    /// Exchange messages with ibv_rc_pingpong, ibv_uc_pingpong or ibv_ud_pingpong
+    Pingpong(exchange::PingpongArgs),
+    /// Exchange messages with rping over RDMA CM
+    Rping(exchange::RpingArgs),
     /// Check captures of RoCEv2: every ICRC, every byte, every PSN
     #[command(arg_required_else_help = true)]
     Pcap(pcap::Args),
@@ -44,6 +50,8 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Perf(args) => perf::run(&args),
+        Command::Pingpong(args) => exchange::pingpong(&args),
+        Command::Rping(args) => exchange::rping(&args),
         Command::Pcap(args) => pcap::run(&args),
         Command::PerfAgent(args) => perf::agent(&args),
     };

@@ -129,19 +129,25 @@ fn call(
         Opcode::ModifySrq => run(body, room, |v: ModifySrq| empty(p.modify_srq(u, &v))),
         Opcode::QuerySrq => run(body, room, |v: QuerySrq| p.query_srq(u, v.srq)),
         Opcode::DestroySrq => run(body, room, |v: DestroySrq| empty(p.destroy_srq(u, v.srq))),
-        Opcode::CmCreateId => run(body, room, |_: CmCreateId| handle(cm.create_id(user))),
+        Opcode::CmCreateId => run(body, room, |v: CmCreateId| {
+            handle(cm.create_id(user, v.port_space))
+        }),
         Opcode::CmDestroyId => run(body, room, |v: CmDestroyId| {
             empty(cm.destroy_id(user, v.id))
         }),
         Opcode::CmBindAddr => run(body, room, |v: CmBindAddr| cm.bind_addr(user, &v)),
         Opcode::CmListen => run(body, room, |v: CmListen| empty(cm.listen(user, &v))),
         Opcode::CmResolveAddr => run(body, room, |v: CmResolveAddr| {
-            empty(cm.resolve_addr(user, &v))
+            empty(cm.resolve_addr(user, &v, |from, to| p.has_route(from, to)))
         }),
         Opcode::CmResolveRoute => run(body, room, |v: CmResolveRoute| {
             empty(cm.resolve_route(user, &v))
         }),
         Opcode::CmConnect => run(body, room, |v: CmConnect| {
+            if cm.has_wire() {
+                // The link's may have changed.
+                cm.set_path_mtu(p.port_attr(1)?.active_mtu);
+            }
             empty(cm.connect(user, &v, now, owns))
         }),
         Opcode::CmAccept => run(body, room, |v: CmAccept| {

@@ -64,4 +64,17 @@ pub trait Provider: Send + Sync {
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool;
     /// Moves a queue pair to the error state and flushes it. Nothing happens for a number that is not this user's.
     fn fail_qpn(&self, user: UserId, qpn: u32);
+    /// Sends a MAD to a peer's QP1, from one of this device's GIDs. It may get lost.
+    fn send_mad(&self, src: &[u8; 16], dst: &[u8; 16], mad: &[u8; 256]) {
+        let _ = (src, dst, mad);
+    }
+    /// MADs that came to QP1 since the last call: from where, and what.
+    fn take_mads(&self) -> Vec<([u8; 16], Box<[u8; 256]>)> {
+        Vec::new()
+    }
+    /// Whether packets can go from one of this device's GIDs to an address that is not this host's.
+    fn has_route(&self, src: &[u8; 16], dst: &[u8; 16]) -> bool {
+        let _ = (src, dst);
+        false
+    }
 }

@@ -69,6 +69,7 @@ impl Directory {
                         provider.fail_qpn(e.id, qpn);
                     }
                 }
+                Effect::SendMad { src, dst, mad } => provider.send_mad(&src, &dst, &mad),
                 Effect::Notify(user) => {
                     if let Some(e) = self.entries.get(&user) {
                         e.window

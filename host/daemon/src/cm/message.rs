@@ -1,16 +1,16 @@
 //! The messages between the two sides of a connection, and what each does to the side that gets it.
 
-use hyv_abi::control::{CmEventKind, CmParam};
+use hyv_abi::control::{CmEventKind, CmParam, PortSpace};
 
-use super::{Cm, Gid, Id, IdKey, STATUS_TIMED_OUT, State, rej};
+use super::{Cm, Gid, Id, IdKey, Peer, STATUS_TIMED_OUT, State, Terms, rej, sidr};
 
 /// What one side tells the other, named as in InfiniBand Architecture 1.4, section 12.6.
 #[derive(Clone, Debug)]
 pub(super) enum Message {
-    /// Connect?
+    /// Connect? In [`PortSpace::Udp`]: which queue pair serves?
     Req {
-        /// Where the request comes from.
-        gid: Gid,
+        /// Address and port that the request comes from.
+        from: (Gid, u16),
         /// Parameters of the connecting side.
         param: Box<CmParam>,
     },
@@ -32,21 +32,30 @@ pub(super) enum Message {
     Dreq,
     /// Agreed.
     Drep,
+    /// The answer to a request in [`PortSpace::Udp`], yes or no.
+    SidrRep {
+        /// One of [`sidr`].
+        status: u32,
+        /// Queue pair, Q_Key and private data.
+        param: Box<CmParam>,
+    },
+    /// From a link: the peer did not answer, however often it was asked.
+    Lost,
 }
 
 /// Where a message goes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum To {
     /// Whoever listens on a port of this host.
-    Port(Gid, u16),
-    /// The other side of a connection, on this host.
-    Id(IdKey),
+    Port(PortSpace, Gid, u16),
+    /// The other side of a connection.
+    Peer(Peer),
 }
 
 /// A message on its way.
 #[derive(Clone, Debug)]
 pub(super) struct Envelope {
-    from: IdKey,
+    from: Peer,
     to: To,
     message: Message,
 }
@@ -59,18 +68,29 @@ impl Message {
             param: Box::new(CmParam::EMPTY),
         }
     }
+
+    /// The answer no in a port space, without private data.
+    fn no(space: PortSpace, reason: u32, status: u32) -> Self {
+        match space {
+            PortSpace::Tcp => Self::rej(reason),
+            PortSpace::Udp => Self::SidrRep {
+                status,
+                param: Box::new(CmParam::EMPTY),
+            },
+        }
+    }
 }
 
 impl Cm {
     /// Sends a message; [`Cm::settle`] delivers it.
-    pub(super) fn send(&mut self, from: IdKey, to: To, message: Message) {
+    pub(super) fn send(&mut self, from: Peer, to: To, message: Message) {
         self.mail.push_back(Envelope { from, to, message });
     }
 
     /// Sends a message to the other side of a connection, if there is one.
     pub(super) fn send_to_peer(&mut self, from: IdKey, message: Message) {
         if let Some(peer) = self.id(from).and_then(|id| id.peer) {
-            self.send(from, To::Id(peer), message);
+            self.send(Peer::Here(from), To::Peer(peer), message);
         }
     }
 
@@ -79,15 +99,20 @@ impl Cm {
     pub(super) fn settle(&mut self) {
         while let Some(Envelope { from, to, message }) = self.mail.pop_front() {
             match (to, message) {
-                (To::Port(gid, port), Message::Req { gid: source, param }) => {
-                    self.on_req(from, gid, port, source, &param);
-                }
+                (
+                    To::Port(space, gid, port),
+                    Message::Req {
+                        from: source,
+                        param,
+                    },
+                ) => self.on_req(from, (space, gid, port), source, &param),
                 (To::Port(..), _) => {}
+                (To::Peer(Peer::There(link)), message) => self.link_send(link, message),
                 // From itself: the answer to a request that found nobody.
-                (To::Id(to), message) => {
+                (To::Peer(Peer::Here(to)), message) => {
                     if self
                         .id(to)
-                        .is_some_and(|id| from == to || id.peer == Some(from))
+                        .is_some_and(|id| from == Peer::Here(to) || id.peer == Some(from))
                     {
                         self.deliver(from, to, message);
                     } else {
@@ -98,22 +123,30 @@ impl Cm {
         }
     }
 
-    fn on_req(&mut self, from: IdKey, gid: Gid, port: u16, source: Gid, param: &CmParam) {
-        let listener = self.ports.holder(gid, port);
-        let Some((key, listener)) = listener.and_then(|key| Some((key, self.id(key)?))) else {
-            return self.send(from, To::Id(from), Message::rej(rej::INVALID_SERVICE_ID));
+    fn on_req(
+        &mut self,
+        from: Peer,
+        (space, gid, port): (PortSpace, Gid, u16),
+        source: (Gid, u16),
+        param: &CmParam,
+    ) {
+        let holder = self.ports(space).holder(gid, port);
+        let listener = holder
+            .and_then(|key| Some((key, self.id(key)?)))
+            .filter(|(_, id)| id.state == State::Listening);
+        let Some((key, listener)) = listener else {
+            let no = Message::no(space, rej::INVALID_SERVICE_ID, sidr::UNSUPPORTED);
+            return self.send(from, To::Peer(from), no);
         };
-        if listener.state != State::Listening {
-            return self.send(from, To::Id(from), Message::rej(rej::INVALID_SERVICE_ID));
-        }
         let full = listener.waiting >= listener.backlog;
         let child = Id {
-            gid: Some(gid),
+            gid,
             port,
-            remote: (source, 0),
+            remote: source,
             peer: Some(from),
             listener: Some(key.handle),
-            ..Id::new(State::ReqReceived)
+            terms: Terms::of(param),
+            ..Id::new(State::ReqReceived, space)
         };
         let handle = if full {
             None
@@ -123,7 +156,8 @@ impl Cm {
                 .and_then(|u| u.ids.insert(child).ok())
         };
         let Some(handle) = handle else {
-            return self.send(from, To::Id(from), Message::rej(rej::NO_RESOURCES));
+            let no = Message::no(space, rej::NO_RESOURCES, sidr::NO_QP);
+            return self.send(from, To::Peer(from), no);
         };
         if let Some(l) = self.id_mut(key) {
             l.waiting += 1;
@@ -132,21 +166,30 @@ impl Cm {
             user: key.user,
             handle,
         };
-        if let Some(id) = self.id_mut(from) {
-            id.peer = Some(child);
+        match from {
+            Peer::Here(from) => {
+                if let Some(id) = self.id_mut(from) {
+                    id.peer = Some(Peer::Here(child));
+                }
+            }
+            Peer::There(link) => self.link_owned(link, child),
         }
         self.raise(child, CmEventKind::ConnectRequest, 0, param);
     }
 
-    fn deliver(&mut self, from: IdKey, to: IdKey, message: Message) {
+    fn deliver(&mut self, from: Peer, to: IdKey, message: Message) {
         let Some(state) = self.id(to).map(|id| id.state) else {
             return;
         };
         match (message, state) {
-            (Message::Rep { param }, State::Connecting) => {
+            (Message::Rep { mut param }, State::Connecting) => {
                 self.set_deadline(to, None);
                 if let Some(id) = self.id_mut(to) {
                     id.state = State::RepReceived;
+                    // What this side chose for both.
+                    param.path_mtu = id.terms.path_mtu;
+                    param.ack_timeout = id.terms.ack_timeout;
+                    param.retry_count = id.terms.retry_count;
                 }
                 self.raise(to, CmEventKind::ConnectResponse, 0, &param);
             }
@@ -176,15 +219,50 @@ impl Cm {
                     self.raise(to, CmEventKind::Rejected, reason, &param);
                 }
             }
+            // Data came over the queue pair before this did.
+            (Message::Rej { .. }, State::Established) => {
+                self.finish(to, State::Disconnected, true);
+                self.raise(to, CmEventKind::Disconnected, 0, &CmParam::EMPTY);
+            }
+            (Message::SidrRep { status, param }, State::Connecting) => {
+                if status == sidr::OK {
+                    self.set_deadline(to, None);
+                    if let Some(id) = self.id_mut(to) {
+                        id.state = State::Established;
+                    }
+                    self.raise(to, CmEventKind::Established, 0, &param);
+                } else {
+                    self.finish(to, State::Closed, true);
+                    self.raise(to, CmEventKind::Unreachable, status, &param);
+                }
+            }
+            (Message::Lost, State::Connecting) => {
+                self.finish(to, State::Closed, false);
+                self.raise(
+                    to,
+                    CmEventKind::Unreachable,
+                    STATUS_TIMED_OUT,
+                    &CmParam::EMPTY,
+                );
+            }
+            (Message::Lost, State::Accepted) => {
+                self.finish(to, State::Closed, true);
+                self.raise(
+                    to,
+                    CmEventKind::ConnectError,
+                    STATUS_TIMED_OUT,
+                    &CmParam::EMPTY,
+                );
+            }
             (
                 Message::Dreq,
                 State::Accepted | State::RepReceived | State::Established | State::Disconnecting,
             ) => {
                 self.finish(to, State::Disconnected, true);
                 self.raise(to, CmEventKind::Disconnected, 0, &CmParam::EMPTY);
-                self.send(to, To::Id(from), Message::Drep);
+                self.send(Peer::Here(to), To::Peer(from), Message::Drep);
             }
-            (Message::Dreq, _) => self.send(to, To::Id(from), Message::Drep),
+            (Message::Dreq, _) => self.send(Peer::Here(to), To::Peer(from), Message::Drep),
             (Message::Drep, State::Disconnecting) => {
                 self.finish(to, State::Disconnected, false);
                 self.raise(to, CmEventKind::Disconnected, 0, &CmParam::EMPTY);
@@ -195,33 +273,40 @@ impl Cm {
                 | Message::Rep { .. }
                 | Message::Rtu
                 | Message::Rej { .. }
-                | Message::Drep,
+                | Message::Drep
+                | Message::SidrRep { .. }
+                | Message::Lost,
                 _,
             ) => {}
         }
     }
 
     /// The receiver does not know this connection (any more).
-    fn undeliverable(&mut self, from: IdKey, to: IdKey, message: &Message) {
+    pub(super) fn undeliverable(&mut self, from: Peer, to: IdKey, message: &Message) {
         let answer = match message {
             Message::Dreq => Message::Drep,
             Message::Rep { .. } | Message::Rtu => Message::rej(rej::INVALID_COMM_ID),
-            Message::Req { .. } | Message::Rej { .. } | Message::Drep => return,
+            Message::Req { .. }
+            | Message::Rej { .. }
+            | Message::Drep
+            | Message::SidrRep { .. }
+            | Message::Lost => return,
         };
-        self.send(to, To::Id(from), answer);
+        self.send(Peer::Here(to), To::Peer(from), answer);
     }
 
     /// The identifier is going away, on its user's wish or with its user: ends what it is in and erases it.
     pub(super) fn forget(&mut self, key: IdKey) {
-        let Some(state) = self.id(key).map(|id| id.state) else {
+        let Some((state, space)) = self.id(key).map(|id| (id.state, id.space)) else {
             return;
         };
         match state {
             State::Listening => self.stop_listening(key),
             State::Connecting => self.send_to_peer(key, Message::rej(rej::TIMEOUT)),
             State::ReqReceived | State::RepReceived => {
-                self.send_to_peer(key, Message::rej(rej::CONSUMER));
+                self.send_to_peer(key, Message::no(space, rej::CONSUMER, sidr::REJECTED));
             }
+            State::Established if space == PortSpace::Udp => {}
             State::Accepted | State::Established => self.send_to_peer(key, Message::Dreq),
             State::Idle
             | State::Bound
@@ -246,6 +331,10 @@ impl Cm {
         let Some(user) = self.users.get(&listener.user) else {
             return;
         };
+        let space = user
+            .ids
+            .get(listener.handle)
+            .map_or(PortSpace::Tcp, |id| id.space);
         let children: Vec<u32> = user
             .ids
             .handles()
@@ -264,7 +353,8 @@ impl Cm {
                 .id(child)
                 .is_some_and(|id| id.is_pending(CmEventKind::ConnectRequest))
             {
-                self.send_to_peer(child, Message::rej(rej::INVALID_SERVICE_ID));
+                let no = Message::no(space, rej::INVALID_SERVICE_ID, sidr::UNSUPPORTED);
+                self.send_to_peer(child, no);
                 self.settle();
                 self.erase(child);
             } else if let Some(id) = self.id_mut(child) {
@@ -275,6 +365,8 @@ impl Cm {
 
     /// Ends what has waited too long. Call at [`Cm::next_timeout`] or later, with the time it is.
     pub fn handle_timeout(&mut self, now_ns: u64) {
+        self.tick(now_ns);
+        self.link_timeouts();
         while let Some(&(at, key)) = self.deadlines.first() {
             if at > now_ns {
                 break;

@@ -3,14 +3,19 @@
 //! A state machine without I/O and without a clock, in librdmacm's shape. Calls come from the control queue, time
 //! comes as an argument, and what is to be done outside comes back as [`Effect`]s. The two sides of a connection
 //! talk in messages (REQ, REP, RTU, REJ, DREQ, DREP) even when both are here: each side changes its own state only,
-//! on a call or on a message, so that the packets of a peer on another host take the same way in.
+//! on a call or on a message. Between two identifiers of this host a message is delivered at once. A peer on another
+//! host has a *link* in its place ([`wire`]), which makes a reliable conversation out of MADs that may be lost,
+//! doubled, late or made up (InfiniBand Architecture 1.4, chapter 12 and annex A11).
 //!
 //! Events are kept per identifier and kind, at most one of each: what can wait is bounded by the identifiers.
 
+mod arrive;
 mod calls;
+mod link;
 mod message;
 mod ports;
 mod slots;
+mod wire;
 
 pub mod limits;
 
@@ -18,15 +23,19 @@ pub mod limits;
 mod state_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use hyv_abi::control::{CmEvent, CmEventKind, CmParam};
+use hyv_abi::control::{CmEvent, CmEventKind, CmParam, PortSpace};
 use hyv_abi::types::{Errno, Reason, VerbError};
 
+use link::{LinkId, Links};
 use message::Envelope;
 use ports::Ports;
 use slots::Slots;
+pub use wire::{CmWire, MadStats};
 
 /// A GID: an IPv6 address, or an IPv4 address mapped into one.
 pub type Gid = [u8; 16];
@@ -81,8 +90,11 @@ pub enum State {
     Closed,
 }
 
+/// A management datagram: the payload of a packet to QP1.
+pub type Mad = [u8; hyv_roce::mad::LEN];
+
 /// What has to be done outside this state machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Tell a user that an event can be fetched.
     Notify(UserKey),
@@ -92,6 +104,15 @@ pub enum Effect {
         user: UserKey,
         /// Its number.
         qpn: u32,
+    },
+    /// Send a MAD to a peer's QP1. It may get lost.
+    SendMad {
+        /// From which address of this host.
+        src: Gid,
+        /// To which.
+        dst: Gid,
+        /// What.
+        mad: Box<Mad>,
     },
 }
 
@@ -122,28 +143,85 @@ pub mod rej {
     pub const NO_RESOURCES: u32 = 3;
     /// The other side gave up waiting.
     pub const TIMEOUT: u32 = 4;
+    /// The message cannot be understood or served.
+    pub const UNSUPPORTED: u32 = 5;
     /// The other side no longer knows the connection.
     pub const INVALID_COMM_ID: u32 = 6;
     /// Nobody listens on the port.
     pub const INVALID_SERVICE_ID: u32 = 8;
+    /// Not a reliable connection.
+    pub const INVALID_TRANSPORT_TYPE: u32 = 9;
+    /// The other side has an older connection with the same queue pair.
+    pub const STALE_CONNECTION: u32 = 10;
+    /// The address is not of the host that was asked.
+    pub const INVALID_GID: u32 = 12;
+    /// The other side's port does not take packets of that size.
+    pub const INVALID_MTU: u32 = 26;
     /// The application rejected, or ended.
     pub const CONSUMER: u32 = 28;
+}
+
+/// How a datagram's request ended, numbered as InfiniBand Architecture 1.4, section 12.11.2.1; the status of an
+/// `Unreachable` event in [`PortSpace::Udp`], as in librdmacm.
+pub mod sidr {
+    /// Here is the queue pair.
+    pub const OK: u32 = 0;
+    /// Nobody listens on the port.
+    pub const UNSUPPORTED: u32 = 1;
+    /// The application rejected.
+    pub const REJECTED: u32 = 2;
+    /// The listener's backlog or its user's quota of identifiers is used up.
+    pub const NO_QP: u32 = 3;
 }
 
 /// Status of an event that a time limit caused: `ETIMEDOUT`.
 pub const STATUS_TIMED_OUT: u32 = 110;
 
+/// The other side of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Peer {
+    /// An identifier of this host.
+    Here(IdKey),
+    /// Somebody elsewhere, for whom a link stands.
+    There(LinkId),
+}
+
+/// What the connecting side chose for both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Terms {
+    path_mtu: u32,
+    ack_timeout: u32,
+    retry_count: u8,
+    /// READs and atomics that it takes and makes at once.
+    responder_resources: u8,
+    initiator_depth: u8,
+}
+
+impl Terms {
+    fn of(param: &CmParam) -> Self {
+        Self {
+            path_mtu: param.path_mtu,
+            ack_timeout: param.ack_timeout,
+            retry_count: param.retry_count,
+            responder_resources: param.responder_resources,
+            initiator_depth: param.initiator_depth,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Id {
     state: State,
-    /// Local address, once there is one; no GID means all.
-    gid: Option<Gid>,
+    space: PortSpace,
+    terms: Terms,
+    /// Local address, once there is one.
+    gid: Gid,
     port: u16,
     /// Whether the port is held in [`Ports`].
     holds_port: bool,
     remote: (Gid, u16),
     /// The other side's identifier.
-    peer: Option<IdKey>,
+    peer: Option<Peer>,
     /// The queue pair of this connection.
     qpn: Option<u32>,
     deadline: Option<u64>,
@@ -157,10 +235,12 @@ struct Id {
 }
 
 impl Id {
-    fn new(state: State) -> Self {
+    fn new(state: State, space: PortSpace) -> Self {
         Self {
             state,
-            gid: None,
+            space,
+            terms: Terms::default(),
+            gid: [0; 16],
             port: 0,
             holds_port: false,
             remote: ([0; 16], 0),
@@ -181,6 +261,8 @@ impl Id {
 
 #[derive(Debug)]
 struct User {
+    /// The address of its device.
+    gid: Gid,
     ids: Slots<Id>,
     events: VecDeque<Box<CmEvent>>,
 }
@@ -192,12 +274,24 @@ pub struct Cm {
     /// This host's GIDs; the first is the default.
     gids: Vec<Gid>,
     users: HashMap<UserKey, User>,
-    ports: Ports,
+    /// Of [`PortSpace::Tcp`] and [`PortSpace::Udp`].
+    ports: [Ports; 2],
+    wire: Option<CmWire>,
+    links: Links,
+    stats: MadStats,
+    /// The latest time that was told.
+    now_ns: u64,
     /// Which identifier a queue pair belongs to.
     qps: HashMap<(UserKey, u32), IdKey>,
     deadlines: BTreeSet<(u64, IdKey)>,
     mail: VecDeque<Envelope>,
     effects: Vec<Effect>,
+}
+
+/// Whether an address means whoever asks.
+fn is_loopback(gid: &Gid) -> bool {
+    *gid == std::net::Ipv6Addr::LOCALHOST.octets()
+        || (gid[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] && gid[12] == 127)
 }
 
 fn no_id() -> VerbError {
@@ -212,7 +306,11 @@ impl Cm {
             config,
             gids,
             users: HashMap::new(),
-            ports: Ports::default(),
+            ports: [Ports::default(), Ports::default()],
+            wire: None,
+            links: Links::new(0),
+            stats: MadStats::default(),
+            now_ns: 0,
             qps: HashMap::new(),
             deadlines: BTreeSet::new(),
             mail: VecDeque::new(),
@@ -220,10 +318,40 @@ impl Cm {
         }
     }
 
-    /// A new user.
+    /// Peers on other hosts can be reached, and reach this one.
+    pub fn set_wire(&mut self, wire: CmWire) {
+        self.links = Links::new(wire.seed);
+        self.wire = Some(wire);
+    }
+
+    /// Largest path MTU that the link takes now, bytes.
+    pub fn set_path_mtu(&mut self, bytes: u32) {
+        if let Some(wire) = &mut self.wire {
+            wire.path_mtu = bytes;
+        }
+    }
+
+    /// Whether peers on other hosts can be reached.
+    #[must_use]
+    pub const fn has_wire(&self) -> bool {
+        self.wire.is_some()
+    }
+
+    /// Tells the time, ns on a clock that does not go back. Calls without a time of their own reckon from here.
+    pub fn tick(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
+    /// A new user of the first GID.
     pub fn add_user(&mut self, user: UserKey) {
+        self.add_user_at(user, self.gids.first().copied().unwrap_or_default());
+    }
+
+    /// A new user whose device has this GID, one of the host's.
+    pub fn add_user_at(&mut self, user: UserKey, gid: Gid) {
         let max_ids = self.config.max_ids;
         self.users.entry(user).or_insert_with(|| User {
+            gid,
             ids: Slots::new(max_ids),
             events: VecDeque::new(),
         });
@@ -263,7 +391,9 @@ impl Cm {
     /// When [`Cm::handle_timeout`] wants to be called, on the clock of its argument.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let ids = self.deadlines.first().map(|(at, _)| *at);
+        let links = self.links.next_timeout().map(|(at, _)| at);
+        ids.into_iter().chain(links).min()
     }
 
     /// Takes the oldest event of a user.
@@ -296,19 +426,32 @@ impl Cm {
         self.users.get(&user).map_or(0, |u| u.ids.len())
     }
 
-    fn default_gid(&self) -> Gid {
-        self.gids.first().copied().unwrap_or_default()
+    /// What was received, sent and refused.
+    #[must_use]
+    pub const fn mad_stats(&self) -> MadStats {
+        self.stats
     }
 
-    /// The local GID that an address means; `None` when it is not this host's.
-    fn local_gid(&self, gid: Gid) -> Option<Gid> {
-        let loopback = gid == [0; 16]
-            || gid == std::net::Ipv6Addr::LOCALHOST.octets()
-            || (gid[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] && gid[12] == 127);
-        if self.gids.contains(&gid) {
+    fn ports(&mut self, space: PortSpace) -> &mut Ports {
+        match space {
+            PortSpace::Tcp => &mut self.ports[0],
+            PortSpace::Udp => &mut self.ports[1],
+        }
+    }
+
+    /// The GID of a user's device.
+    fn gid_of(&self, user: UserKey) -> Gid {
+        self.users.get(&user).map_or([0; 16], |u| u.gid)
+    }
+
+    /// The local GID that an address means to a user; `None` when it is not this host's.
+    fn local_gid(&self, user: UserKey, gid: Gid) -> Option<Gid> {
+        let own = self.gid_of(user);
+        // `--listen 127.0.0.1` makes a loopback address one that others may have, too.
+        if gid == own || self.gids.contains(&gid) {
             Some(gid)
-        } else if loopback {
-            Some(self.default_gid())
+        } else if gid == [0; 16] || is_loopback(&gid) && !is_loopback(&own) {
+            Some(own)
         } else {
             None
         }
@@ -404,7 +547,10 @@ impl Cm {
             user.events.retain(|e| e.id != key.handle);
         }
         if id.holds_port {
-            self.ports.release(id.port, key);
+            self.ports(id.space).release(id.gid, id.port, key);
+        }
+        if let Some(Peer::There(link)) = id.peer {
+            self.links.orphan(link);
         }
     }
 }

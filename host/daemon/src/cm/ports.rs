@@ -1,53 +1,37 @@
-//! Who holds which port. One GID is one port space; a holder without a GID holds the port on all of them.
+//! Who holds which port of a port space. Each GID has ports of its own.
 
 use std::collections::HashMap;
 
 use super::limits::FIRST_EPHEMERAL_PORT;
 use super::{Gid, IdKey};
 
-#[derive(Debug)]
-struct Holder {
-    gid: Option<Gid>,
-    id: IdKey,
-}
-
 /// The ports that identifiers hold. Port 0 is never held.
 #[derive(Debug, Default)]
 pub(super) struct Ports {
-    holders: HashMap<u16, Vec<Holder>>,
+    holders: HashMap<(Gid, u16), IdKey>,
     next_ephemeral: u16,
 }
 
 impl Ports {
-    fn is_free(&self, gid: Option<Gid>, port: u16) -> bool {
-        self.holders.get(&port).is_none_or(|h| {
-            h.iter()
-                .all(|h| matches!((h.gid, gid), (Some(a), Some(b)) if a != b))
-        })
-    }
-
-    /// Takes `port`, or for 0 any free one. `None` when it is taken (or all are).
-    pub(super) fn claim(&mut self, gid: Option<Gid>, port: u16, id: IdKey) -> Option<u16> {
+    /// Takes `port` of a GID, or for 0 any free one. `None` when it is taken (or all are).
+    pub(super) fn claim(&mut self, gid: Gid, port: u16, id: IdKey) -> Option<u16> {
         let port = if port == 0 {
             self.free_ephemeral(gid)?
         } else {
             port
         };
-        if !self.is_free(gid, port) {
+        if self.holders.contains_key(&(gid, port)) {
             return None;
         }
-        self.holders
-            .entry(port)
-            .or_default()
-            .push(Holder { gid, id });
+        self.holders.insert((gid, port), id);
         Some(port)
     }
 
-    fn free_ephemeral(&mut self, gid: Option<Gid>) -> Option<u16> {
+    fn free_ephemeral(&mut self, gid: Gid) -> Option<u16> {
         // Goes round, so that a port that was just given back is not the next one given out.
         (0..=u16::MAX - FIRST_EPHEMERAL_PORT).find_map(|_| {
             let port = self.ephemeral();
-            self.is_free(gid, port).then_some(port)
+            (!self.holders.contains_key(&(gid, port))).then_some(port)
         })
     }
 
@@ -60,21 +44,15 @@ impl Ports {
     }
 
     /// Gives a port back.
-    pub(super) fn release(&mut self, port: u16, id: IdKey) {
-        if let Some(h) = self.holders.get_mut(&port) {
-            h.retain(|h| h.id != id);
-            if h.is_empty() {
-                self.holders.remove(&port);
-            }
+    pub(super) fn release(&mut self, gid: Gid, port: u16, id: IdKey) {
+        if self.holders.get(&(gid, port)) == Some(&id) {
+            self.holders.remove(&(gid, port));
         }
     }
 
-    /// Who holds a port on `gid`.
+    /// Who holds a port of `gid`.
     pub(super) fn holder(&self, gid: Gid, port: u16) -> Option<IdKey> {
-        let h = self.holders.get(&port)?;
-        h.iter()
-            .find(|h| h.gid.is_none_or(|g| g == gid))
-            .map(|h| h.id)
+        self.holders.get(&(gid, port)).copied()
     }
 
     /// Ports held.
@@ -97,42 +75,37 @@ mod tests {
     }
 
     #[test]
-    fn a_port_on_all_gids_conflicts_with_one_on_any() {
-        let (a, b) = (Some([1; 16]), Some([2; 16]));
+    fn each_gid_has_ports_of_its_own() {
+        let (a, b) = ([1; 16], [2; 16]);
         let mut p = Ports::default();
         assert_eq!(p.claim(a, 7, id(1)), Some(7));
         assert_eq!(p.claim(a, 7, id(2)), None);
-        assert_eq!(p.claim(None, 7, id(2)), None);
         assert_eq!(p.claim(b, 7, id(2)), Some(7));
         assert_eq!(
-            (
-                p.holder([1; 16], 7),
-                p.holder([2; 16], 7),
-                p.holder([3; 16], 7)
-            ),
+            (p.holder(a, 7), p.holder(b, 7), p.holder([3; 16], 7)),
             (Some(id(1)), Some(id(2)), None)
         );
-        p.release(7, id(1));
-        p.release(7, id(2));
-        assert_eq!(p.claim(None, 7, id(3)), Some(7));
-        assert_eq!(
-            (p.claim(a, 7, id(4)), p.holder([9; 16], 7)),
-            (None, Some(id(3)))
-        );
-        p.release(7, id(3));
+        p.release(a, 7, id(2));
+        assert_eq!(p.holder(a, 7), Some(id(1)), "of another holder");
+        p.release(a, 7, id(1));
+        assert_eq!(p.claim(a, 7, id(3)), Some(7));
+        p.release(a, 7, id(3));
+        p.release(b, 7, id(2));
         assert_eq!(p.len(), 0);
     }
 
     #[test]
     fn ephemeral_ports_run_out_and_come_back() {
+        let gid = [1; 16];
         let mut p = Ports::default();
         let all: Vec<u16> = (0..0x8000)
-            .map(|i| p.claim(None, 0, id(i)).unwrap())
+            .map(|i| p.claim(gid, 0, id(i)).unwrap())
             .collect();
         assert!(all.iter().all(|port| *port >= FIRST_EPHEMERAL_PORT));
         assert_eq!(p.len(), 0x8000);
-        assert_eq!(p.claim(None, 0, id(0x8000)), None);
-        p.release(all[17], id(17));
-        assert_eq!(p.claim(None, 0, id(0x8000)), Some(all[17]));
+        assert_eq!(p.claim(gid, 0, id(0x8000)), None);
+        assert!(p.claim([2; 16], 0, id(0x8000)).is_some());
+        p.release(gid, all[17], id(17));
+        assert_eq!(p.claim(gid, 0, id(0x8000)), Some(all[17]));
     }
 }

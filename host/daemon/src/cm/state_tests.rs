@@ -8,8 +8,8 @@ use proptest::prelude::*;
 #[test]
 fn foreign_and_stale_identifiers_are_refused_by_every_call() {
     let mut h = Host::new();
-    let foreign = h.cm.create_id(B).unwrap();
-    let stale = h.cm.create_id(A).unwrap();
+    let foreign = h.cm.create_id(B, 0).unwrap();
+    let stale = h.cm.create_id(A, 0).unwrap();
     h.cm.destroy_id(A, stale).unwrap();
     for id in [foreign, stale, 0, u32::MAX] {
         for (name, result) in every_call(&mut h, A, id) {
@@ -112,7 +112,7 @@ fn every_call_in_every_state() {
         (
             State::Accepted,
             [
-                ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, NOTCONN, OK,
+                ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, ISCONN, OK, OK,
             ],
         ),
         (
@@ -166,7 +166,7 @@ fn every_call_in_every_state() {
 
 fn in_state(state: State) -> (Host, UserKey, u32) {
     let mut h = Host::new();
-    let fresh = h.cm.create_id(A).unwrap();
+    let fresh = h.cm.create_id(A, 0).unwrap();
     match state {
         State::Idle => {}
         State::Bound => drop(h.bind(A, fresh, 1).unwrap()),
@@ -246,7 +246,7 @@ proptest! {
             let user = if side { A } else { B };
             let chosen = ids.get(pick % ids.len().max(1)).copied();
             match (call, chosen) {
-                (10, _) => ids.extend(h.cm.create_id(user).ok().map(|id| (user, id))),
+                (10, _) => ids.extend(h.cm.create_id(user, 0).ok().map(|id| (user, id))),
                 (11, _) => {
                     if let Ok(e) = h.cm.get_event(user)
                         && e.event == CmEventKind::ConnectRequest as u32

@@ -1,6 +1,7 @@
 use super::*;
 use hyv_abi::control::{
-    CmAccept, CmBindAddr, CmConnect, CmListen, CmReject, CmResolveAddr, CmResolveRoute, PRIVATE_LEN,
+    CmAccept, CmBindAddr, CmConnect, CmListen, CmReject, CmResolveAddr, CmResolveRoute,
+    MAX_PRIVATE_REJ, MAX_PRIVATE_REP, MAX_PRIVATE_REQ, PRIVATE_LEN,
 };
 
 const GID: Gid = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
@@ -35,6 +36,16 @@ fn param(qpn: u32, text: &[u8]) -> CmParam {
         private_len: text.len() as u32,
         private,
         ..CmParam::EMPTY
+    }
+}
+
+/// What the other side sees of it: what was left open is chosen, and private data have no length.
+fn offer(qpn: u32, text: &[u8], private_len: usize) -> CmParam {
+    CmParam {
+        path_mtu: 4096,
+        ack_timeout: limits::ACK_TIMEOUT.into(),
+        private_len: private_len as u32,
+        ..param(qpn, text)
     }
 }
 
@@ -73,7 +84,7 @@ impl Host {
     }
 
     pub(super) fn listen(&mut self, user: UserKey, backlog: u32) -> u32 {
-        let id = self.cm.create_id(user).unwrap();
+        let id = self.cm.create_id(user, 0).unwrap();
         assert_eq!(self.bind(user, id, PORT), Ok(PORT));
         self.cm.listen(user, &CmListen { id, backlog }).unwrap();
         id
@@ -89,11 +100,12 @@ impl Host {
                 timeout_ms: 100,
                 reserved: 0,
             },
+            |_, _| false,
         )
     }
 
     pub(super) fn resolved(&mut self, user: UserKey) -> u32 {
-        let id = self.cm.create_id(user).unwrap();
+        let id = self.cm.create_id(user, 0).unwrap();
         self.resolve(user, id).unwrap();
         self.expect(user, id, CmEventKind::AddrResolved);
         self.cm
@@ -182,7 +194,8 @@ impl Host {
     /// Nothing is left of any connection.
     pub(super) fn assert_clean(&self) {
         assert!(self.cm.deadlines.is_empty() && self.cm.qps.is_empty() && self.cm.mail.is_empty());
-        assert_eq!(self.cm.ports.len(), 0);
+        assert!(self.cm.ports.iter().all(|p| p.len() == 0));
+        assert_eq!(self.cm.links.len(), 0);
         assert!(
             self.cm
                 .users
@@ -205,7 +218,7 @@ impl Pair {
         let e = host.expect(B, server, CmEventKind::ConnectRequest);
         assert_eq!(
             (e.listen_id, e.peer_gid, e.param),
-            (listener, GID, param(CLIENT_QP, b"hello"))
+            (listener, GID, offer(CLIENT_QP, b"hello", MAX_PRIVATE_REQ))
         );
         Self {
             host,
@@ -219,7 +232,7 @@ impl Pair {
         let mut it = Self::requested();
         it.host.accept(B, it.server, SERVER_QP).unwrap();
         let e = it.host.expect(A, it.client, CmEventKind::ConnectResponse);
-        assert_eq!(e.param, param(SERVER_QP, b"welcome"));
+        assert_eq!(e.param, offer(SERVER_QP, b"welcome", MAX_PRIVATE_REP));
         it
     }
 
@@ -309,7 +322,7 @@ fn nobody_listens_backlog_full_and_ids_used_up() {
     );
     h.cm.destroy_id(A, c).unwrap();
     // Bound is not listening.
-    let id = h.cm.create_id(B).unwrap();
+    let id = h.cm.create_id(B, 0).unwrap();
     h.bind(B, id, PORT).unwrap();
     let c = h.resolved(A);
     h.connect(A, c, 1).unwrap();
@@ -334,14 +347,17 @@ fn nobody_listens_backlog_full_and_ids_used_up() {
     let e = h.expect(A, first, CmEventKind::Rejected);
     assert_eq!(
         (e.status, &e.param.private[..2], e.param.private_len),
-        (rej::CONSUMER, &b"no"[..], 2)
+        (rej::CONSUMER, &b"no"[..], MAX_PRIVATE_REJ as u32)
     );
     let third = h.resolved(A);
     h.connect(A, third, 3).unwrap();
     h.none(A);
     // B's identifiers: the listener, the rejected one, the waiting one, and then it is full.
-    let last = h.cm.create_id(B).unwrap();
-    assert_eq!(h.cm.create_id(B), err(Errno::NoMem, Reason::QuotaObjects));
+    let last = h.cm.create_id(B, 0).unwrap();
+    assert_eq!(
+        h.cm.create_id(B, 0),
+        err(Errno::NoMem, Reason::QuotaObjects)
+    );
     let waiting = h.cm.get_event(B).unwrap().id;
     h.accept(B, waiting, 9).unwrap();
     h.cm.destroy_id(A, first).unwrap();
@@ -420,7 +436,10 @@ fn the_connecting_side_may_reject_the_response() {
     let mut p = Pair::accepted();
     p.host.reject(A, p.client, b"changed my mind").unwrap();
     let e = p.host.expect(B, p.server, CmEventKind::Rejected);
-    assert_eq!((e.status, e.param.private_len), (rej::CONSUMER, 15));
+    assert_eq!(
+        (e.status, &e.param.private[..16]),
+        (rej::CONSUMER, &b"changed my mind\0"[..])
+    );
     assert!(p.host.failed(B, SERVER_QP));
     assert_eq!(p.states(), (State::Closed, State::Closed));
 }
@@ -507,8 +526,8 @@ fn a_listener_that_goes_rejects_what_it_has_not_fetched() {
 #[test]
 fn ports_and_addresses() {
     let mut h = Host::new();
-    let a = h.cm.create_id(A).unwrap();
-    let b = h.cm.create_id(B).unwrap();
+    let a = h.cm.create_id(A, 0).unwrap();
+    let b = h.cm.create_id(B, 0).unwrap();
     h.bind(A, a, 80).unwrap();
     assert_eq!(h.bind(B, b, 80), err(Errno::AddrInUse, Reason::PortInUse));
     assert_eq!(h.bind(B, b, 65_536), err(Errno::Inval, Reason::BadAttr));
@@ -533,10 +552,10 @@ fn ports_and_addresses() {
         .unwrap();
     assert!(any.gid == GID && any.port >= u32::from(limits::FIRST_EPHEMERAL_PORT));
     h.cm.destroy_id(A, a).unwrap();
-    let again = h.cm.create_id(B).unwrap();
+    let again = h.cm.create_id(B, 0).unwrap();
     h.bind(B, again, 80).unwrap();
 
-    let c = h.cm.create_id(A).unwrap();
+    let c = h.cm.create_id(A, 0).unwrap();
     let far = CmResolveAddr {
         id: c,
         port: 80,
@@ -545,7 +564,7 @@ fn ports_and_addresses() {
         reserved: 0,
     };
     for _ in 0..1000 {
-        h.cm.resolve_addr(A, &far).unwrap();
+        h.cm.resolve_addr(A, &far, |_, _| true).unwrap();
     }
     assert_eq!(
         h.expect(A, c, CmEventKind::AddrError).status,
@@ -553,7 +572,7 @@ fn ports_and_addresses() {
     );
     h.none(A);
     assert_eq!(
-        h.cm.resolve_addr(A, &CmResolveAddr { port: 0, ..far }),
+        h.cm.resolve_addr(A, &CmResolveAddr { port: 0, ..far }, |_, _| true),
         err(Errno::Inval, Reason::BadAttr)
     );
     for gid in [
@@ -564,8 +583,8 @@ fn ports_and_addresses() {
             .to_ipv6_mapped()
             .octets(),
     ] {
-        let c = h.cm.create_id(A).unwrap();
-        h.cm.resolve_addr(A, &CmResolveAddr { id: c, gid, ..far })
+        let c = h.cm.create_id(A, 0).unwrap();
+        h.cm.resolve_addr(A, &CmResolveAddr { id: c, gid, ..far }, |_, _| false)
             .unwrap();
         h.expect(A, c, CmEventKind::AddrResolved);
     }

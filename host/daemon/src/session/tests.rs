@@ -27,6 +27,7 @@ impl Host {
         let config = BackendConfig {
             runtime_dir: Some(dir.path().into()),
             quotas: small_quotas(),
+            ..BackendConfig::default()
         };
         Self {
             backend: Backend::spawn(config, fake.clone()).unwrap(),

@@ -2,7 +2,7 @@
 
 use hyv_abi::queue::{Cqe, WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
 use hyv_abi::sync::Ordering;
-use hyv_abi::types::QpState;
+use hyv_abi::types::{QpState, QpType};
 use hyv_abi::window::summary;
 
 use crate::engine::{Engine, Step};
@@ -42,7 +42,8 @@ impl Engine {
         }
     }
 
-    /// A send work request failed: its completion (signaled or not), and the QP is in error.
+    /// A send work request failed: its completion (signaled or not), and the QP is in error; one without acknowledgements
+    /// only its send queue.
     #[cold]
     pub(crate) fn complete_error(&mut self, slot: usize, wr: &Wr, status: WcStatus) -> Step {
         let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
@@ -52,8 +53,29 @@ impl Engine {
         self.complete_send(slot, wr.head.wr_id, wr.index, status, opcode, 0, None);
         let qp = self.qp_mut(slot);
         qp.sq_head = wr.index.wrapping_add(u32::from(wr.head.slots));
-        self.set_error(slot);
+        if self.qp(slot).ty == QpType::Rc {
+            self.set_error(slot);
+        } else {
+            self.set_send_error(slot);
+        }
         Step::Failed
+    }
+
+    /// The state SQE (IBA 1.4, 10.3.1.6): sends flush until `modify_qp` says otherwise, receives go on.
+    #[cold]
+    fn set_send_error(&mut self, slot: usize) {
+        if self.qp(slot).state == QpState::Err {
+            return;
+        }
+        self.forget(slot);
+        let qp = self.qp_mut(slot);
+        qp.state = QpState::Sqe;
+        qp.wait = None;
+        qp.current = None;
+        if let Some(first) = qp.wire.as_mut().and_then(|w| w.hang_up()) {
+            qp.sq_head = first;
+        }
+        self.flush_sends(slot);
     }
 
     /// Completes a receive with an error.
@@ -163,6 +185,26 @@ impl Engine {
     /// Completes everything posted to a QP in error as flushed. Bounded by the rings' sizes.
     #[cold]
     pub(crate) fn flush(&mut self, slot: usize) {
+        self.flush_sends(slot);
+        // Of an SRQ only what it has taken: the rest is for the other QPs.
+        let own = match &self.qp(slot).recv {
+            RecvFrom::Own(ring) => ring.slots(),
+            RecvFrom::Shared(_) => 0,
+        };
+        if let Some(recv) = self.qp_mut(slot).receiving.take() {
+            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
+        }
+        for _ in 0..own {
+            let Some(recv) = self.take_recv(slot) else {
+                break;
+            };
+            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
+        }
+    }
+
+    /// Completes the sends posted to a QP in error as flushed.
+    #[cold]
+    pub(crate) fn flush_sends(&mut self, slot: usize) {
         let mut wr = Wr::new();
         for _ in 0..=self.qp(slot).sq_mask {
             if self.qp(slot).fetch(&mut wr).is_none() {
@@ -180,20 +222,6 @@ impl Engine {
             );
             let qp = self.qp_mut(slot);
             qp.sq_head = qp.sq_head.wrapping_add(u32::from(wr.head.slots));
-        }
-        // Of an SRQ only what it has taken: the rest is for the other QPs.
-        let own = match &self.qp(slot).recv {
-            RecvFrom::Own(ring) => ring.slots(),
-            RecvFrom::Shared(_) => 0,
-        };
-        if let Some(recv) = self.qp_mut(slot).receiving.take() {
-            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
-        }
-        for _ in 0..own {
-            let Some(recv) = self.take_recv(slot) else {
-                break;
-            };
-            self.fail_recv(slot, recv, WcStatus::WrFlushErr);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Executes a work request between two QPs of this host, memory to memory: what requester and responder of
-//! a reliable connection do (InfiniBand Architecture 1.4, section 9.7), without packets in between.
+//! Executes a work request between two QPs of this host, memory to memory: what requester and responder
+//! do (InfiniBand Architecture 1.4, sections 9.7 and 9.8), without packets in between.
 
 use hyv_abi::queue::{CQE_DATA, WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
 use hyv_abi::sync::Ordering;
-use hyv_abi::types::{Access, QpState};
+use hyv_abi::types::{Access, QpState, QpType};
 use hyv_abi::window::summary;
 
 use self::complete::Arrived;
@@ -16,6 +16,8 @@ use crate::recv::RecvWr;
 
 pub(crate) mod complete;
 mod copy;
+pub(crate) mod datagram;
+mod window;
 
 /// What a responder finds wrong; decides both sides' statuses (IBA 1.4, table 60 and 61).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,42 +28,83 @@ enum Nak {
     RemoteOperational(WcStatus),
     /// A message longer than the receive.
     TooLong,
+    /// The key to invalidate is none that this QP's peer may.
+    Invalidate,
 }
 
 impl Engine {
-    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS.
+    /// Executes (or goes on executing) `wr` of the QP at `slot`, which is in RTS. All that came before it in its queue is
+    /// done, so a fence has nothing to wait for.
     #[inline]
     pub(crate) fn execute(&mut self, slot: usize, wr: &mut Wr) -> Step {
         let Some(op) = WrOpcode::from_u8(wr.head.opcode) else {
             return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
         };
+        let ty = self.qp(slot).ty;
+        if ty == QpType::Ud {
+            return self.send_datagram(slot, wr, op);
+        }
+        if ty == QpType::Uc && !unreliable(op) {
+            return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
+        }
+        if matches!(op, WrOpcode::LocalInv | WrOpcode::BindMw) {
+            return self.local_operation(slot, wr, op);
+        }
         let peer = {
             let qp = self.qp(slot);
             match self.find_qpn(qp.attr.dest_qp_num) {
                 Some(p)
                     if self.qp(p).attr.dest_qp_num == qp.qpn
+                        && self.qp(p).ty == ty
                         && self.qp(p).wire.is_none()
-                        && matches!(
-                            self.qp(p).state,
-                            QpState::Rtr | QpState::Rts | QpState::Sqd
-                        ) =>
+                        && receives(self.qp(p).state) =>
                 {
                     p
                 }
-                _ => return Step::Wait(WaitFor::Peer),
+                _ => return self.no_peer(slot, wr),
             }
         };
         if self.qp(peer).state == QpState::Rtr {
             self.established(peer);
         }
         match op {
-            WrOpcode::Send | WrOpcode::SendImm => self.send(slot, peer, wr, op),
+            WrOpcode::Send | WrOpcode::SendImm | WrOpcode::SendInv => self.send(slot, peer, wr, op),
             WrOpcode::Write | WrOpcode::WriteImm => self.write(slot, peer, wr, op),
             WrOpcode::Read => self.read(slot, peer, wr),
             WrOpcode::CmpSwp | WrOpcode::FetchAdd => self.atomic(slot, peer, wr, op),
-            WrOpcode::SendInv | WrOpcode::LocalInv | WrOpcode::BindMw => {
+            WrOpcode::LocalInv | WrOpcode::BindMw => {
                 self.complete_error(slot, wr, WcStatus::LocQpOpErr)
             }
+        }
+    }
+
+    /// Nobody answers: a reliable connection tries again, an unreliable one does not even know.
+    #[cold]
+    fn no_peer(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Peer),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// The peer has no receive posted.
+    #[cold]
+    fn no_receive(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.qp(slot).ty {
+            QpType::Rc => Step::Wait(WaitFor::Receive),
+            _ => self.lost(slot, wr),
+        }
+    }
+
+    /// A message of an unreliable service that nobody takes: for its sender it is done, if only its own side is right.
+    #[cold]
+    fn lost(&mut self, slot: usize, wr: &mut Wr) -> Step {
+        match self.open_local(slot, wr, Access::empty()) {
+            Ok(total) => {
+                self.complete_ok(slot, wr, None);
+                Step::Done(total)
+            }
+            Err(status) => self.complete_error(slot, wr, status),
         }
     }
 
@@ -133,16 +176,21 @@ impl Engine {
         &mut self,
         slot: usize,
         peer: usize,
-        wr: &Wr,
+        wr: &mut Wr,
         op: WrOpcode,
         recv: Box<RecvWr>,
         moved: u64,
         data: Option<[u64; 4]>,
     ) -> Step {
-        let mut flags = if matches!(op, WrOpcode::SendImm | WrOpcode::WriteImm) {
-            cqe_flags::WITH_IMM
-        } else {
-            0
+        let mut flags = match op {
+            WrOpcode::SendImm | WrOpcode::WriteImm => cqe_flags::WITH_IMM,
+            WrOpcode::SendInv => {
+                if !self.invalidate(peer, wr.head.imm) {
+                    return self.nak(slot, peer, wr, Some(recv), Nak::Invalidate);
+                }
+                cqe_flags::WITH_INV
+            }
+            _ => 0,
         };
         if data.is_some() {
             flags |= cqe_flags::DATA;
@@ -193,12 +241,6 @@ impl Engine {
         }
         self.complete_ok(slot, wr, None);
         Step::Done(moved)
-    }
-
-    /// The peer has no receive posted.
-    #[cold]
-    fn no_receive(&mut self, _slot: usize, _wr: &Wr) -> Step {
-        Step::Wait(WaitFor::Receive)
     }
 
     fn read(&mut self, slot: usize, peer: usize, wr: &mut Wr) -> Step {
@@ -337,8 +379,9 @@ impl Engine {
         if len == 0 {
             return Some(Bytes::EMPTY);
         }
+        let (key, addr) = (wr.head.rkey, wr.head.remote_addr);
         self.user(p.user)
-            .open(p.pd, wr.head.rkey, wr.head.remote_addr, len, need)
+            .open_remote(p.pd, p.handle, key, addr, len, need)
     }
 
     /// The responder refuses: both sides learn it.
@@ -347,10 +390,13 @@ impl Engine {
         &mut self,
         slot: usize,
         peer: usize,
-        wr: &Wr,
+        wr: &mut Wr,
         recv: Option<Box<RecvWr>>,
         nak: Nak,
     ) -> Step {
+        if self.qp(slot).ty == QpType::Uc {
+            return self.drop_message(slot, peer, wr, recv, nak);
+        }
         let (mine, theirs, event) = match nak {
             Nak::InvalidRequest => (WcStatus::RemInvReqErr, None, summary::QP_REQUEST_ERROR),
             Nak::RemoteAccess => (WcStatus::RemAccessErr, None, summary::QP_ACCESS_ERROR),
@@ -358,6 +404,11 @@ impl Engine {
                 WcStatus::RemInvReqErr,
                 Some(WcStatus::LocLenErr),
                 summary::QP_REQUEST_ERROR,
+            ),
+            Nak::Invalidate => (
+                WcStatus::RemAccessErr,
+                Some(WcStatus::RemInvReqErr),
+                summary::QP_ACCESS_ERROR,
             ),
             Nak::RemoteOperational(s) => (WcStatus::RemOpErr, Some(s), summary::QP_FATAL),
         };
@@ -369,4 +420,48 @@ impl Engine {
         }
         self.complete_error(slot, wr, mine)
     }
+
+    /// A responder without acknowledgements refuses: it drops the message, and keeps the receive for the next one unless
+    /// that is at fault itself.
+    #[cold]
+    fn drop_message(
+        &mut self,
+        slot: usize,
+        peer: usize,
+        wr: &mut Wr,
+        recv: Option<Box<RecvWr>>,
+        nak: Nak,
+    ) -> Step {
+        match (recv, nak) {
+            (Some(recv), Nak::RemoteOperational(status)) => {
+                self.fail_recv(peer, recv, status);
+                self.doomed.push(peer);
+            }
+            (Some(recv), _) => self.qp_mut(peer).receiving = Some(recv),
+            (None, _) => {}
+        }
+        self.qp_mut(peer).counters.drops_receive += 1;
+        self.lost(slot, wr)
+    }
+}
+
+/// What unreliable connections can do (IBA 1.4, table 37).
+fn unreliable(op: WrOpcode) -> bool {
+    matches!(
+        op,
+        WrOpcode::Send
+            | WrOpcode::SendImm
+            | WrOpcode::Write
+            | WrOpcode::WriteImm
+            | WrOpcode::LocalInv
+            | WrOpcode::BindMw
+    )
+}
+
+/// Whether a QP in that state takes messages (IBA 1.4, 10.3.1).
+pub(crate) fn receives(state: QpState) -> bool {
+    matches!(
+        state,
+        QpState::Rtr | QpState::Rts | QpState::Sqd | QpState::Sqe
+    )
 }

@@ -2,17 +2,20 @@
 
 use std::collections::VecDeque;
 
-use hyv_abi::queue::{WcOpcode, WcStatus, cqe_flags};
+use hyv_abi::queue::flags;
 use hyv_roce::carrier::{Arrival, DEFAULT_HOP_LIMIT, Flow, Gid, Sent};
 use hyv_roce::icrc;
 use hyv_roce::transport::Psn;
 use hyv_roce::wire::grh::{self, Grh};
 use hyv_roce::wire::{Bth, Deth, Extension, Opcode, Repr};
 
-use super::{Wire, scatter};
+use super::qp::source_port;
+use super::{Wire, gather};
 use crate::engine::Engine;
-use crate::exec::complete::Arrived;
+use crate::exec::datagram::{Datagram, datagram_qkey};
 use crate::limits::MAX_MADS;
+use crate::mem::Bytes;
+use crate::objects::{Ah, Wr};
 
 /// Q_Key of QP 1 (IBA 1.4, 3.5.3.1).
 const GSI_QKEY: u32 = 0x8001_0000;
@@ -161,53 +164,72 @@ impl Engine {
             packet_len: a.payload.len() as u16,
         }
         .emit(&mut area);
-        if !self.deliver_datagram(slot, &area, payload, deth.src_qpn, repr) {
+        let what = Datagram {
+            src_qpn: deth.src_qpn,
+            imm: repr.ext.imm(),
+            solicited: repr.bth.solicited,
+        };
+        self.src.clear();
+        self.src.push(Bytes::own(payload));
+        if !self.deliver_datagram(slot, &area, payload.len() as u64, &what) {
             self.qp_mut(slot).counters.drops_receive += 1;
         }
     }
 
-    /// Puts a datagram into the next receive; false if there is none that takes it.
-    fn deliver_datagram(
+    /// Sends the datagram in `self.src` to another host. False if the carrier has no room now.
+    pub(crate) fn send_away(
         &mut self,
         slot: usize,
-        area: &[u8; grh::LEN],
-        payload: &[u8],
-        src_qpn: u32,
-        repr: &Repr,
+        wr: &Wr,
+        imm: Option<u32>,
+        ah: &Ah,
+        len: usize,
     ) -> bool {
-        let Some(recv) = self.take_recv(slot) else {
-            return false;
+        let Some(mut w) = self.wire.take() else {
+            return true;
         };
-        let total = grh::LEN + payload.len();
-        match self.open_sges(slot, recv.pd, recv.sges(), u64::MAX) {
-            Ok(room) if room >= total as u64 => {}
-            Ok(_) => {
-                // It stays for the next.
-                self.qp_mut(slot).receiving = Some(recv);
-                return false;
+        let qp = self.qps[slot].as_mut().expect("a live QP's slot");
+        let ports = w.carrier().source_ports();
+        let flow = Flow {
+            dst: ah.dest_gid,
+            src_port: source_port(ports, qp.qpn),
+            traffic_class: ah.traffic_class,
+            hop_limit: ah.hop_limit,
+            flow_label: ah.flow_label,
+        };
+        let deth = Deth {
+            qkey: datagram_qkey(wr, qp.attr.qkey),
+            reserved: 0,
+            src_qpn: qp.qpn,
+        };
+        let (opcode, ext) = match imm {
+            None => (Opcode::UdSendOnly, Extension::Deth(deth)),
+            Some(imm) => (Opcode::UdSendOnlyImm, Extension::DethImm(deth, imm)),
+        };
+        let dest_qpn = (wr.head.remote_addr >> 32) as u32;
+        let mut bth = Bth::new(opcode, dest_qpn, qp.datagram_psn);
+        bth.solicited = wr.head.flags & flags::SOLICITED != 0;
+        let mut repr = Repr { bth, ext };
+        let crc = icrc::Flow::new(&w.local, &ah.dest_gid, flow.src_port);
+        w.burst.begin((1, usize::MAX));
+        let ident = w.next_ident();
+        let src = &self.src;
+        w.burst
+            .append(&crc, ident, &mut repr, len, |out| gather(src, 0, out));
+        let carrier = w.carrier.as_mut().expect("not handing packets over");
+        let sent = w.burst.send(carrier.as_mut(), &flow);
+        match sent {
+            Sent::All => {
+                qp.counters.tx_packets += 1;
+                qp.counters.tx_bytes += w.burst.used as u64;
             }
-            Err(_) => {
-                self.fail_recv(slot, recv, WcStatus::LocProtErr);
-                return true;
-            }
+            Sent::Lost => qp.counters.tx_dropped += 1,
+            Sent::Busy => {}
         }
-        scatter(area, &self.dst, 0);
-        scatter(payload, &self.dst, grh::LEN as u64);
-        let imm = repr.ext.imm();
-        let arrived = Arrived {
-            status: WcStatus::Success,
-            opcode: WcOpcode::Recv,
-            flags: cqe_flags::GRH
-                | if imm.is_some() {
-                    cqe_flags::WITH_IMM
-                } else {
-                    0
-                },
-            byte_len: total as u32,
-            imm: imm.unwrap_or(0),
-            data: [u64::from(src_qpn), 0, 0, 0],
-        };
-        self.complete_recv(slot, recv, &arrived, repr.bth.solicited);
-        true
+        if sent != Sent::Busy {
+            qp.datagram_psn = Psn::new(qp.datagram_psn).add(1).get();
+        }
+        self.wire = Some(w);
+        sent != Sent::Busy
     }
 }

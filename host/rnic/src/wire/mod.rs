@@ -57,6 +57,7 @@ pub(crate) struct Wire {
     quiet_turns: u32,
     solver: IdentSolver,
     crcs: Vec<Option<(Gid, u16, icrc::Flow)>>,
+    #[allow(clippy::vec_box, reason = "they come from and go to queues of boxes")]
     pool: Vec<Box<Wr>>,
     mads: Mads,
     /// Of packets that belong to no QP.
@@ -244,6 +245,16 @@ enum End {
     Failed(usize, hyv_abi::queue::WcStatus),
     /// The responder refused something and has said so: an event of this kind.
     Refused(u64),
+}
+
+impl End {
+    /// Work requests in flight that are complete before it matters, at most.
+    fn before(&self) -> usize {
+        match self {
+            End::Failed(index, _) => *index,
+            _ => usize::MAX,
+        }
+    }
 }
 
 impl Engine {

@@ -10,10 +10,11 @@ use hyv_roce::transport::{
 };
 use hyv_roce::wire::{Extension, NakCode, Operation, Packet, Repr, Service, Suffix, Syndrome, bth};
 
-use super::qp::{Receiver, may_receive};
+use super::qp::Receiver;
 use super::{End, Wire, WireQp, scatter};
 use crate::engine::Engine;
 use crate::exec::complete::Arrived;
+use crate::exec::receives;
 use crate::mem::Bytes;
 use crate::recv::RecvWr;
 
@@ -28,6 +29,8 @@ pub(super) enum Refusal {
     TooLong,
     /// The receive is at fault.
     Receive(WcStatus),
+    /// The key to invalidate is none that this QP's peer may.
+    Invalidate,
 }
 
 impl Engine {
@@ -61,7 +64,7 @@ impl Engine {
             QpType::Ud => Service::Ud,
         };
         let info = repr.bth.opcode.info();
-        if info.service != service || !may_receive(qp.state) {
+        if info.service != service || !receives(qp.state) {
             qp.counters.drops_state += 1;
             return;
         }
@@ -101,7 +104,7 @@ impl Engine {
             self.request(slot, &mut q, &repr, packet.payload());
             End::Open
         };
-        self.settle(w, slot, &mut q, usize::MAX);
+        self.settle(w, slot, &mut q, end.before());
         if !std::mem::replace(&mut q.is_ready, true) {
             w.ready.push(slot);
         }
@@ -282,6 +285,13 @@ impl Engine {
             (Ok(()), Receiver::Rc(r)) => r.accept(&request),
             (Ok(()), Receiver::Uc(_)) => {}
             (Err(refusal), Receiver::Rc(_)) => self.refuse(slot, q, refusal),
+            (Err(Refusal::Receive(status)), Receiver::Uc(r)) => {
+                r.give_up();
+                if let Some(recv) = self.qp_mut(slot).receiving.take() {
+                    self.fail_recv(slot, recv, status);
+                }
+                self.doomed.push(slot);
+            }
             (Err(_), Receiver::Uc(r)) => {
                 // What it had taken stays for the next message.
                 r.give_up();
@@ -308,6 +318,11 @@ impl Engine {
                 NakCode::InvalidRequest,
                 Some(WcStatus::LocLenErr),
                 summary::QP_REQUEST_ERROR,
+            ),
+            Refusal::Invalidate => (
+                NakCode::RemoteAccess,
+                Some(WcStatus::RemInvReqErr),
+                summary::QP_ACCESS_ERROR,
             ),
             Refusal::Receive(status) => {
                 (NakCode::RemoteOperational, Some(status), summary::QP_FATAL)
@@ -343,6 +358,10 @@ impl Engine {
         };
         let recv = recv.ok_or(Refusal::NotReady)?;
         match self.fill(slot, &recv, at.begins() && at.ends(), offset, payload) {
+            Ok(_) if matches!(repr.ext, Extension::Ieth(key) if !self.invalidate(slot, key)) => {
+                self.qp_mut(slot).receiving = Some(recv);
+                Err(Refusal::Invalidate)
+            }
             Ok(data) if at.ends() => {
                 let total = offset + payload.len() as u32;
                 self.deliver_wire(slot, recv, repr, WcOpcode::Recv, total, data);
@@ -485,7 +504,7 @@ impl Engine {
         let qp = self.qp(slot);
         let addr = remote.addr.checked_add(u64::from(offset)).ok_or(DENIED)?;
         self.user(qp.user)
-            .open(qp.pd, remote.rkey, addr, u64::from(len), need)
+            .open_remote(qp.pd, qp.handle, remote.rkey, addr, u64::from(len), need)
             .ok_or(DENIED)
     }
 

@@ -10,9 +10,10 @@ use hyv_roce::wire::{
     Syndrome,
 };
 
-use super::qp::{Receiver, may_receive};
+use super::qp::Receiver;
 use super::{End, Wire, WireQp, gather};
 use crate::engine::Engine;
+use crate::exec::receives;
 use crate::limits::SLICE;
 use crate::objects::Wr;
 
@@ -34,7 +35,11 @@ impl Engine {
             self.flush(slot);
             return 0;
         }
-        if !may_receive(state) {
+        if state == QpState::Sqe {
+            self.flush_sends(slot);
+            return 0;
+        }
+        if !receives(state) {
             self.cool(slot);
             return 0;
         }
@@ -71,7 +76,7 @@ impl Engine {
             return 0;
         };
         let (moved, end) = f(self, &mut w, &mut q);
-        self.settle(&mut w, slot, &mut q, usize::MAX);
+        self.settle(&mut w, slot, &mut q, end.before());
         // Room for more, or nothing to fetch until an acknowledgement comes.
         let paused = q.stuck.is_some() || q.requester.as_ref().is_none_or(|r| !r.wants_message());
         self.qp_mut(slot).wire = Some(q);
@@ -85,7 +90,7 @@ impl Engine {
         moved
     }
 
-    /// Does what follows when a QP's packets were handled.
+    /// Does what follows when a QP's packets were handled and what is complete was popped.
     pub(super) fn end(&mut self, slot: usize, end: End) {
         match end {
             End::Open => {
@@ -95,37 +100,48 @@ impl Engine {
                 if let (Some((index, status)), Some(front)) = (q.stuck, q.wrs.front())
                     && front.index == index
                 {
-                    self.fail_front(slot, status);
+                    match status {
+                        WcStatus::Success => self.operate_front(slot),
+                        _ => self.fail_front(slot, status),
+                    }
                 }
             }
-            End::Failed(index, status) => {
-                for _ in 0..index {
-                    self.complete_front(slot);
-                }
-                self.fail_front(slot, status);
-            }
+            End::Failed(_, status) => self.fail_front(slot, status),
             End::Refused(event) => self.fail(slot, event),
         }
     }
 
     fn fail_front(&mut self, slot: usize, status: WcStatus) {
-        let front = self
-            .qp_mut(slot)
-            .wire
-            .as_mut()
-            .and_then(|q| q.wrs.pop_front());
+        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
+            q.stuck = None;
+            if q.service == Service::Uc
+                && let Some(r) = q.requester.as_mut()
+            {
+                r.abandon();
+            }
+            q.wrs.pop_front()
+        });
         if let Some(wr) = front {
             self.complete_error(slot, &wr, status);
         }
     }
 
-    fn complete_front(&mut self, slot: usize) {
+    /// Executes what needs no peer, once all before it is complete; what follows may go then.
+    fn operate_front(&mut self, slot: usize) {
         let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
-            q.requester.as_mut()?.pop_completed();
+            q.stuck = None;
             q.wrs.pop_front()
         });
-        if let Some(wr) = front {
-            self.complete_wire(slot, &wr);
+        let Some(wr) = front else { return };
+        let op = WrOpcode::from_u8(wr.head.opcode).unwrap_or(WrOpcode::LocalInv);
+        match self.operate(slot, &wr, op) {
+            Ok(()) => {
+                self.complete_wire(slot, &wr);
+                self.put_in_backlog(slot);
+            }
+            Err(status) => {
+                self.complete_error(slot, &wr, status);
+            }
         }
     }
 
@@ -239,8 +255,9 @@ impl Engine {
                 let source = if len == 0 {
                     Some(crate::mem::Bytes::EMPTY)
                 } else {
-                    self.user(qp.user).open(
+                    self.user(qp.user).open_remote(
                         qp.pd,
+                        qp.handle,
                         remote.rkey,
                         remote.addr,
                         u64::from(len),
@@ -428,7 +445,8 @@ impl Engine {
             WrOpcode::Write | WrOpcode::WriteImm => MessageKind::Write(remote),
             WrOpcode::Read => MessageKind::Read(remote),
             WrOpcode::CmpSwp | WrOpcode::FetchAdd => MessageKind::Atomic(remote),
-            WrOpcode::LocalInv | WrOpcode::BindMw => return Err(BAD),
+            // No message: it waits until it is the first.
+            WrOpcode::LocalInv | WrOpcode::BindMw => return Err(WcStatus::Success),
         };
         let qp = self.qp(slot);
         let answered = kind.is_answered();

@@ -16,6 +16,7 @@ use hyv_host::instance::{Guest, Instance, InstanceConfig};
 use hyv_host::sys::runtime_dir::RuntimeRoot;
 use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
+use hyv_host::wire::WireConfig;
 use hyv_verbs::{Context, Gid, Process};
 use kvstore::client::Client;
 use kvstore::status::Status;
@@ -75,6 +76,8 @@ pub(super) struct Args {
     /// Port that the store listens on
     #[arg(long, default_value_t = 7070)]
     port: u16,
+    #[command(flatten)]
+    wire: WireConfig,
     /// What to log: error, warn, info, debug or trace, or a filter such as hyv_host=debug
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: String,
@@ -189,6 +192,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         engine_cpus: roles.engine.clone(),
         spin: Duration::from_micros(if cpus.len() < 3 { 50 } else { 1_000 }),
         quotas: Quotas::default(),
+        wire: args.wire.clone(),
     })?;
     let name = instance.dir().name().to_owned();
     let process = Process::connect(instance.dir().path(), CLIENT_RAM, "kv")?;

@@ -10,6 +10,7 @@ use hyv_host::backend::{Quotas, UserMemory};
 use hyv_host::instance::{Guest, Instance, InstanceConfig};
 use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
+use hyv_host::wire::WireConfig;
 use hyv_lab::limits::MIN_PAIRS;
 use hyv_lab::{Interval, Latencies, Slice, median, pair_slices, paired_ratio, values};
 use hyv_rnic::cell::Inline;
@@ -35,7 +36,7 @@ const SILENCE_NS: u64 = 1_000_000_000;
 /// RAM of the partners in this process: two buffers of 4 MiB and samples for each of three.
 const PARTNER_RAM: u64 = 48 << 20;
 /// RAM of the guest: buffers and the runtime, and what `reg_mr` is measured with (never touched, so never backed).
-const GUEST_RAM: u64 = (64 << 20) + REGISTERED as u64;
+const GUEST_RAM: u64 = (256 << 20) + REGISTERED as u64;
 /// Length of the slices in which VM exits are counted.
 const EXITS_SLICE: Duration = Duration::from_millis(400);
 /// Port of the first agent; the others take the next ones.
@@ -134,6 +135,7 @@ impl Machine {
             engine_cpus: roles.engine.clone(),
             spin: Duration::from_micros(50),
             quotas: Quotas::default(),
+            wire: WireConfig::default(),
         })?;
         let dir = instance.dir().path().to_owned();
         let process = Process::connect(&dir, PARTNER_RAM, "perf")?;
