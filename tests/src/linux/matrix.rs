@@ -445,43 +445,33 @@ fn run_row(ours: &dyn End, linux: &Peer, row: &Exchange, port: u16) {
 }
 
 fn converse(ours: &dyn End, linux: &Peer, row: &Exchange, port: u16) {
-    let (our_ip, their_ip) = (ours.ip(row.family), linux.ip(row.family));
-    let server = match row.ours {
-        Role::Server => ours.listens_at(row),
-        Role::Client => linux.listens_at(row),
-    };
-    let our_call = Call {
+    eprintln!("         {row} …");
+    match row.ours {
+        Role::Client => meet(ours, linux, row, port),
+        Role::Server => meet(linux, ours, row, port),
+    }
+}
+
+/// Runs `row` between any two ends, whoever is ours: the server listens, then the client is started, and both have to end
+/// well. [`Exchange::loss`] and [`Exchange::ours`] are the caller's business.
+///
+/// # Panics
+/// When an end does not end well, or not in time.
+pub fn meet(client: &dyn End, server: &dyn End, row: &Exchange, port: u16) {
+    let call = |role, own: &dyn End, other: &dyn End| Call {
         exchange: *row,
-        role: row.ours,
-        own: our_ip,
-        other: their_ip,
-        server,
+        role,
+        own: own.ip(row.family),
+        other: other.ip(row.family),
+        server: server.listens_at(row),
         port,
     };
-    let their_call = Call {
-        role: match row.ours {
-            Role::Client => Role::Server,
-            Role::Server => Role::Client,
-        },
-        own: their_ip,
-        other: our_ip,
-        ..our_call
-    };
-    eprintln!("         {row} …");
-    let (client, server) = match row.ours {
-        Role::Client => {
-            let server = linux.start(&their_call);
-            (ours.start(&our_call), server)
-        }
-        Role::Server => {
-            let server = ours.start(&our_call);
-            (linux.start(&their_call), server)
-        }
-    };
+    let listening = server.start(&call(Role::Server, server, client));
+    let talking = client.start(&call(Role::Client, client, server));
     // Under loss each lost packet is a time-out.
     let limit = 2 * PATIENCE;
-    client.finish(limit);
-    server.finish(limit);
+    talking.finish(limit);
+    listening.finish(limit);
 }
 
 #[cfg(test)]
