@@ -220,16 +220,19 @@ impl Engine {
         Ok(have)
     }
 
-    /// Whether a GID is this device's own: its own one, zeros, or a loopback address.
+    /// Whether a GID is this device's own: its own one, zeros, or a loopback address (unless its own is one of those: then others
+    /// are other devices).
     #[must_use]
     pub fn is_local(&self, gid: &[u8; 16]) -> bool {
+        let loopback = |gid: &[u8; 16]| {
+            let v6 = std::net::Ipv6Addr::from(*gid);
+            v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
+        };
         let v6 = std::net::Ipv6Addr::from(*gid);
         *gid == self.config.gid
             || v6.is_unspecified()
-            || v6.is_loopback()
-            || v6
-                .to_ipv4_mapped()
-                .is_some_and(|v4| v4.is_loopback() || v4.is_unspecified())
+            || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_unspecified())
+            || (loopback(gid) && !loopback(&self.config.gid))
     }
 
     /// Whether there is a way to a GID.
