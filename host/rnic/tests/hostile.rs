@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
-use hyv_abi::control::{CreateCq, CreateQp, ModifyQp, RegMr};
+use hyv_abi::control::{
+    AllocMw, CreateAh, CreateCq, CreateQp, CreateSrq, ModifyQp, ModifySrq, QueryCounters, RegMr,
+    ReregMr, ResizeCq,
+};
 use hyv_abi::doorbell::Doorbells;
 use hyv_rnic::Engine;
 
@@ -265,6 +268,11 @@ impl Hostile {
             .wrapping_add(rng.below(6000))
             .wrapping_sub(500);
         wr.rkey = rng.pick(&self.keys);
+        if wr.op >= 7 && rng.below(2) == 0 {
+            // A key to invalidate, or one to bind anew with the next low byte.
+            wr.imm = if wr.op == 8 { wr.rkey ^ 1 } else { wr.rkey };
+            wr.remote = rng.below(32);
+        }
         if rng.below(3) == 0 {
             let n = rng.below(417) as usize;
             wr = wr.inline(&rng.bytes(n));
@@ -329,7 +337,7 @@ impl World {
             _ => h.qps[rng.below(6) as usize].handle,
         };
         let some = handle(rng, &self.h);
-        match rng.below(9) {
+        match rng.below(17) {
             0 => {
                 let _ = self.e.alloc_pd(id);
             }
@@ -371,10 +379,10 @@ impl World {
                 // Rings that overlap with others and with themselves.
                 let req = CreateQp {
                     pd: self.h.side.pd,
-                    qp_type: 2,
+                    qp_type: rng.pick(&[2, 2, 3, 4]),
                     send_cq: self.h.side.scq.handle,
                     recv_cq: self.h.side.rcq.handle,
-                    srq: u32::MAX,
+                    srq: rng.pick(&[u32::MAX, u32::MAX, 0x1_0000, 0x1_0001]),
                     sig_all: 1,
                     sq_ring: 64 * rng.below(4096),
                     rq_ring: 64 * rng.below(4096),
@@ -386,6 +394,7 @@ impl World {
                 if let Ok(r) = self.e.create_qp(id, &req) {
                     let mut q = self.spare();
                     (q.handle, q.qpn) = (r.handle, r.qpn);
+                    q.cap.ty = QpType::from_u32(req.qp_type).expect("a type");
                     q.connect(&mut self.e, r.qpn, &Conn::default());
                     if rng.below(2) == 0 {
                         self.e.destroy_qp(id, r.handle).expect("its own");
@@ -411,6 +420,80 @@ impl World {
                         attr: a,
                     },
                 );
+            }
+            8 => {
+                let req = CreateSrq {
+                    pd: self.h.side.pd,
+                    log2: rng.below(9) as u32,
+                    ring: 64 * rng.below(8192),
+                    ctrl: 64 * rng.below(8192),
+                    stride: 32 << rng.below(4),
+                    reserved: 0,
+                };
+                let _ = self.e.create_srq(id, &req);
+            }
+            9 => {
+                let srq = rng.below(4) as u32 | 0x1_0000;
+                let limit = rng.below(64) as u32;
+                let _ = self.e.modify_srq(id, &ModifySrq { srq, limit });
+                let _ = self.e.query_srq(id, srq);
+                if rng.below(4) == 0 {
+                    let _ = self.e.destroy_srq(id, srq);
+                }
+            }
+            10 => {
+                let pd = self.h.side.pd;
+                if let Ok(m) = self.e.alloc_mw(id, &AllocMw { pd, mw_type: 2 }) {
+                    self.h.keys.insert(6, m.rkey);
+                    self.h.keys.truncate(32);
+                }
+            }
+            11 => {
+                let _ = self.e.dealloc_mw(id, rng.below(8) as u32 | 0x1_0000);
+            }
+            12 => {
+                let req = ReregMr {
+                    mr: rng.below(12) as u32 | 0x1_0000,
+                    flags: rng.below(9) as u32,
+                    pd: self.h.side.pd,
+                    access: rng.next() as u32 & 0x1f | 1,
+                    iova: rng.pick(&self.h.addrs),
+                    ram_offset: rng.next() >> rng.below(64),
+                    len: rng.next() >> rng.below(64),
+                };
+                if let Ok(m) = self.e.rereg_mr(id, &req) {
+                    self.h.keys.insert(6, m.rkey);
+                    self.h.keys.truncate(32);
+                }
+            }
+            13 => {
+                let cq = rng.pick(&[self.h.side.scq.handle, self.h.side.rcq.handle, some]);
+                let req = ResizeCq {
+                    cq,
+                    log2: rng.below(9) as u32,
+                    ring: 64 * rng.below(8192),
+                };
+                let _ = self.e.resize_cq(id, &req);
+            }
+            14 => {
+                let req = CreateAh {
+                    pd: self.h.side.pd,
+                    port_num: 1,
+                    dest_gid: rng.pick(&[GID, [0; 16], [1; 16]]),
+                    sgid_index: rng.below(2) as u32,
+                    traffic_class: rng.below(300) as u32,
+                    hop_limit: rng.below(300) as u32,
+                    flow_label: rng.next() as u32 >> rng.below(32),
+                };
+                let _ = self.e.create_ah(id, &req);
+                let _ = self.e.destroy_ah(id, rng.below(4) as u32 | 0x1_0000);
+            }
+            15 => {
+                let req = QueryCounters {
+                    scope: rng.below(4) as u32,
+                    handle: some,
+                };
+                let _ = self.e.query_counters(id, &req);
             }
             _ => {
                 let _ = self.e.query_qp(id, some);

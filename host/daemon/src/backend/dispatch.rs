@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use hyv_abi::control::{
-    AllocPd, CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect, CmEstablish,
-    CmGetEvent, CmListen, CmReject, CmResolveAddr, CmResolveRoute, CreateCq, CreateQp, CreateSrq,
-    DeallocPd, DeregMr, DestroyCq, DestroyQp, DestroySrq, Empty, GidReply, HandleReply, MAX_REPLY,
-    ModifyQp, ModifySrq, Opcode, QueryDevice, QueryGid, QueryPkey, QueryPort, QueryQp, QuerySrq,
-    REPLY_HEADER_LEN, RegMr, Verb,
+    AllocMw, AllocPd, CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect,
+    CmEstablish, CmGetEvent, CmListen, CmReject, CmResolveAddr, CmResolveRoute, CreateAh, CreateCq,
+    CreateQp, CreateSrq, DeallocMw, DeallocPd, DeregMr, DestroyAh, DestroyCq, DestroyQp,
+    DestroySrq, Empty, GidReply, HandleReply, MAX_REPLY, ModifyQp, ModifySrq, Opcode,
+    QueryCounters, QueryDevice, QueryGid, QueryPkey, QueryPort, QueryQp, QuerySrq,
+    REPLY_HEADER_LEN, RegMr, ReregMr, ResizeCq, Verb,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use zerocopy::IntoBytes;
@@ -129,6 +130,13 @@ fn call(
         Opcode::ModifySrq => run(body, room, |v: ModifySrq| empty(p.modify_srq(u, &v))),
         Opcode::QuerySrq => run(body, room, |v: QuerySrq| p.query_srq(u, v.srq)),
         Opcode::DestroySrq => run(body, room, |v: DestroySrq| empty(p.destroy_srq(u, v.srq))),
+        Opcode::QueryCounters => run(body, room, |v: QueryCounters| p.query_counters(u, &v)),
+        Opcode::ReregMr => run(body, room, |v: ReregMr| p.rereg_mr(u, &v)),
+        Opcode::AllocMw => run(body, room, |v: AllocMw| p.alloc_mw(u, &v)),
+        Opcode::DeallocMw => run(body, room, |v: DeallocMw| empty(p.dealloc_mw(u, v.mw))),
+        Opcode::ResizeCq => run(body, room, |v: ResizeCq| empty(p.resize_cq(u, &v))),
+        Opcode::CreateAh => run(body, room, |v: CreateAh| handle(p.create_ah(u, &v))),
+        Opcode::DestroyAh => run(body, room, |v: DestroyAh| empty(p.destroy_ah(u, v.ah))),
         Opcode::CmCreateId => run(body, room, |v: CmCreateId| {
             handle(cm.create_id(user, v.port_space))
         }),
@@ -159,6 +167,5 @@ fn call(
             empty(cm.disconnect(user, v.id))
         }),
         Opcode::CmGetEvent => run(body, room, |_: CmGetEvent| cm.get_event(user)),
-        _ => Err(VerbError::new(Errno::OpNotSupp, Reason::BadOpcode)),
     }
 }

@@ -29,6 +29,8 @@ pub mod soft;
 #[cfg(test)]
 mod soft_tests;
 #[cfg(test)]
+mod soft_verbs_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

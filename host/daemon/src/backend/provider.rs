@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use hyv_abi::control::{
-    CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr,
-    QpAttr, QpReply, RegMr, SrqAttr,
+    AllocMw, Counters, CreateAh, CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq,
+    MrReply, PkeyReply, PortAttr, QpAttr, QpReply, QueryCounters, RegMr, ReregMr, ResizeCq,
+    SrqAttr,
 };
 use hyv_abi::types::VerbError;
 
@@ -60,6 +61,13 @@ pub trait Provider: Send + Sync {
     fn modify_srq(&self, user: UserId, verb: &ModifySrq) -> Result<(), VerbError>;
     fn query_srq(&self, user: UserId, srq: u32) -> Result<SrqAttr, VerbError>;
     fn destroy_srq(&self, user: UserId, srq: u32) -> Result<(), VerbError>;
+    fn query_counters(&self, user: UserId, verb: &QueryCounters) -> Result<Counters, VerbError>;
+    fn rereg_mr(&self, user: UserId, verb: &ReregMr) -> Result<MrReply, VerbError>;
+    fn alloc_mw(&self, user: UserId, verb: &AllocMw) -> Result<MrReply, VerbError>;
+    fn dealloc_mw(&self, user: UserId, mw: u32) -> Result<(), VerbError>;
+    fn resize_cq(&self, user: UserId, verb: &ResizeCq) -> Result<(), VerbError>;
+    fn create_ah(&self, user: UserId, verb: &CreateAh) -> Result<u32, VerbError>;
+    fn destroy_ah(&self, user: UserId, ah: u32) -> Result<(), VerbError>;
     /// Whether a queue pair number is this user's.
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool;
     /// Moves a queue pair to the error state and flushes it. Nothing happens for a number that is not this user's.

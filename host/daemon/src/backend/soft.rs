@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyv_abi::control::{
-    CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr,
-    QpAttr, QpReply, RegMr, SrqAttr,
+    AllocMw, Counters, CreateAh, CreateCq, CreateQp, CreateSrq, DeviceAttr, ModifyQp, ModifySrq,
+    MrReply, PkeyReply, PortAttr, QpAttr, QpReply, QueryCounters, RegMr, ReregMr, ResizeCq,
+    SrqAttr,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_rnic::thread::Kicks;
@@ -199,6 +200,34 @@ impl Provider for SoftRnic {
 
     fn destroy_srq(&self, user: UserId, srq: u32) -> Result<()> {
         self.with(user, |e, u| e.destroy_srq(u, srq))
+    }
+
+    fn query_counters(&self, user: UserId, verb: &QueryCounters) -> Result<Counters> {
+        self.with(user, |e, u| e.query_counters(u, verb))
+    }
+
+    fn rereg_mr(&self, user: UserId, verb: &ReregMr) -> Result<MrReply> {
+        self.with(user, |e, u| e.rereg_mr(u, verb))
+    }
+
+    fn alloc_mw(&self, user: UserId, verb: &AllocMw) -> Result<MrReply> {
+        self.with(user, |e, u| e.alloc_mw(u, verb))
+    }
+
+    fn dealloc_mw(&self, user: UserId, mw: u32) -> Result<()> {
+        self.with(user, |e, u| e.dealloc_mw(u, mw))
+    }
+
+    fn resize_cq(&self, user: UserId, verb: &ResizeCq) -> Result<()> {
+        self.with(user, |e, u| e.resize_cq(u, verb))
+    }
+
+    fn create_ah(&self, user: UserId, verb: &CreateAh) -> Result<u32> {
+        self.with(user, |e, u| e.create_ah(u, verb))
+    }
+
+    fn destroy_ah(&self, user: UserId, ah: u32) -> Result<()> {
+        self.with(user, |e, u| e.destroy_ah(u, ah))
     }
 
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool {

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyv_abi::control::{
-    CmEvent, CmEventKind, CmGetEvent, CreateCq, CreateQp, CreateSrq, DeviceAttr, MAX_REPLY,
-    ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr, QpAttr, QpReply, REPLY_HEADER_LEN, RegMr,
-    ReplyHeader, RequestHeader, SrqAttr, Verb,
+    AllocMw, CmEvent, CmEventKind, CmGetEvent, Counters, CreateAh, CreateCq, CreateQp, CreateSrq,
+    DeviceAttr, MAX_REPLY, ModifyQp, ModifySrq, MrReply, PkeyReply, PortAttr, QpAttr, QpReply,
+    QueryCounters, REPLY_HEADER_LEN, RegMr, ReplyHeader, RequestHeader, ReregMr, ResizeCq, SrqAttr,
+    Verb,
 };
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_abi::window::{WINDOW_LEN, Window, summary};
@@ -471,6 +472,47 @@ impl Provider for Fake {
 
     fn destroy_srq(&self, user: UserId, srq: u32) -> Result<(), VerbError> {
         self.destroy(user, srq)
+    }
+
+    fn query_counters(&self, user: UserId, _: &QueryCounters) -> Result<Counters, VerbError> {
+        Ok(Counters {
+            work_requests: user.0,
+            ..Counters::new_zeroed()
+        })
+    }
+
+    fn rereg_mr(&self, user: UserId, verb: &ReregMr) -> Result<MrReply, VerbError> {
+        self.find(user, verb.mr).map(|()| MrReply {
+            handle: verb.mr,
+            lkey: verb.mr,
+            rkey: verb.mr,
+            reserved: 0,
+        })
+    }
+
+    fn alloc_mw(&self, user: UserId, _: &AllocMw) -> Result<MrReply, VerbError> {
+        self.create(user).map(|h| MrReply {
+            handle: h,
+            lkey: 0,
+            rkey: h,
+            reserved: 0,
+        })
+    }
+
+    fn dealloc_mw(&self, user: UserId, mw: u32) -> Result<(), VerbError> {
+        self.destroy(user, mw)
+    }
+
+    fn resize_cq(&self, user: UserId, verb: &ResizeCq) -> Result<(), VerbError> {
+        self.find(user, verb.cq)
+    }
+
+    fn create_ah(&self, user: UserId, _: &CreateAh) -> Result<u32, VerbError> {
+        self.create(user)
+    }
+
+    fn destroy_ah(&self, user: UserId, ah: u32) -> Result<(), VerbError> {
+        self.destroy(user, ah)
     }
 
     fn owns_qpn(&self, user: UserId, qpn: u32) -> bool {

@@ -164,7 +164,13 @@ fn versions_opcodes_and_headers() {
     };
     let c = good.cookie;
     assert_eq!(
-        answer(&mut d, RequestHeader { version: 2, ..good }),
+        answer(
+            &mut d,
+            RequestHeader {
+                version: good.version + 1,
+                ..good
+            }
+        ),
         (Errno::ProtoNoSupport, Reason::BadVersion, c)
     );
     for opcode in [0, 9, 59, 72, u16::MAX] {
