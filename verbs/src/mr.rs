@@ -105,8 +105,12 @@ impl Parked {
         Self(SpinMutex::new(Vec::new()))
     }
 
-    /// Tries again; what still has windows bound goes on waiting.
+    /// Tries again, as a window or a queue pair, with which its windows are unbound, has gone; what still has some bound goes on
+    /// waiting.
     pub(crate) fn retry(&self, context: &ContextInner) {
+        if self.0.lock().is_empty() {
+            return;
+        }
         let waiting = core::mem::take(&mut *self.0.lock());
         for mr in waiting {
             if let Err((Some(mr), _)) = mr.deregister() {
@@ -261,7 +265,8 @@ impl fmt::Display for OutOfRegion {
 
 impl core::error::Error for OutOfRegion {}
 
-/// A memory region, deregistered when dropped; if memory windows are bound to it, as soon as the last of them was dropped.
+/// A memory region, deregistered when dropped; if memory windows are bound to it, as soon as the last of them, or its queue
+/// pair, was dropped.
 /// The device may read and write it at any time, so safe access copies.
 pub struct MemoryRegion {
     pd: Arc<PdInner>,
@@ -545,8 +550,8 @@ impl MemoryRegion {
     /// saying how it went.
     ///
     /// # Errors
-    /// As any control verb: EBUSY while memory windows are bound to it, and then it is deregistered once they were
-    /// dropped. After another error the memory is never reused.
+    /// As any control verb: EBUSY while memory windows are bound to it, and then it is deregistered once they or their queue
+    /// pairs were dropped. After another error the memory is never reused.
     pub fn deregister_now(mut self) -> Result<(), Error> {
         self.deregister()
     }

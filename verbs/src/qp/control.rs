@@ -237,6 +237,7 @@ impl QpControl {
         if let Some(srq) = &self.srq {
             srq.abandon();
         }
+        self.context.parked.retry(&self.context);
         Ok(())
     }
 }
