@@ -23,9 +23,9 @@ fn two_peers_talk_to_each_other() {
             start.elapsed().as_secs_f32()
         )
     };
-    let kit = or_skip!(Kit::get(), WHAT);
     let net = or_skip!(Net::new(4300), WHAT);
     let host = or_skip!(net.host(), WHAT);
+    let kit = or_skip!(Kit::get(), WHAT);
     let one = or_skip!(Peer::start(&kit, &net), WHAT);
     let two = or_skip!(Peer::start(&kit, &net), WHAT);
     let (one, two) = (one.ready(), two.ready());

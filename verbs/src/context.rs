@@ -50,8 +50,13 @@ impl Gid {
 }
 
 impl From<Ipv4Addr> for Gid {
+    /// `0.0.0.0` is [`Gid::LOCAL`].
     fn from(a: Ipv4Addr) -> Self {
-        Self::from_ipv4(a.octets())
+        if a.is_unspecified() {
+            Self::LOCAL
+        } else {
+            Self::from_ipv4(a.octets())
+        }
     }
 }
 

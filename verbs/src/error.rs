@@ -5,6 +5,7 @@ use core::fmt;
 use hyv_abi::control::{CmEventKind, Opcode};
 use hyv_abi::types::{Errno, VerbError};
 
+use crate::cm::RejectReason;
 use crate::platform::HostGone;
 
 /// Why a control verb failed.
@@ -63,8 +64,8 @@ pub enum Error {
     NoQueuePair,
     /// The peer refused the connection.
     Rejected {
-        /// Its status.
-        status: u32,
+        /// Why.
+        reason: RejectReason,
         /// The first bytes of its private data, zeros where there are fewer.
         private: [u8; 8],
     },
@@ -159,19 +160,8 @@ impl fmt::Display for Error {
             Self::NoQueuePair => {
                 f.write_str("the connection identifier has no queue pair: call create_qp first")
             }
-            Self::Rejected { status, .. } => {
-                // Reasons of a REJ message: InfiniBand Architecture 1.4, table 123.
-                let why = match status {
-                    3 => "it has no room for another connection",
-                    4 => "it did not answer in time",
-                    8 => "nobody listens on this port",
-                    28 => "the program there said no",
-                    _ => "see the InfiniBand Architecture, reasons of a REJ message",
-                };
-                write!(
-                    f,
-                    "the peer refused the connection: {why} (status {status})"
-                )
+            Self::Rejected { reason, .. } => {
+                write!(f, "the peer refused the connection: {reason}")
             }
             Self::Connection { event, status } => {
                 write!(f, "the connection could not be made: {event:?}")?;

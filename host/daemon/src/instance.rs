@@ -9,7 +9,8 @@ use hyv_rnic::{Counters, Engine, EngineCell, EngineConfig};
 
 use crate::accel::{Accel, QemuBinary};
 use crate::backend::soft::SoftRnic;
-use crate::backend::{Backend, BackendConfig, BackendError, Quotas};
+use crate::backend::{Backend, BackendConfig, BackendError, BackendWire, CmWire, Quotas};
+use crate::sys::event::EventFd;
 use crate::sys::runtime_dir::{RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::sys::{clock, cpu};
 use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
@@ -41,6 +42,13 @@ pub enum InstanceError {
     /// No guest.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+}
+
+/// A number that nobody else knows.
+fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library keys it from the system's source of randomness.
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// How to set up an instance.
@@ -81,21 +89,32 @@ impl Instance {
             None => root.claim_free(&config.prefix)?,
         };
         let kicks = Kicks::new().map_err(InstanceError::Engine)?;
-        let carrier = match config.wire.open()? {
-            None => None,
-            Some((carrier, sockets)) => {
-                for fd in sockets {
-                    kicks.watch(fd).map_err(InstanceError::Engine)?;
-                }
-                Some(carrier)
+        let mad_bell = Arc::new(EventFd::new().map_err(BackendError::Descriptor)?);
+        let (mut carrier, mut routes, mut identity) = (None, None, None);
+        if let Some(opened) = config.wire.open()? {
+            for fd in opened.wait_fds {
+                kicks.watch(fd).map_err(InstanceError::Engine)?;
             }
-        };
+            let gid = opened.carrier.local();
+            identity = Some(CmWire {
+                // Unique as the address is: peers tell hosts apart by it.
+                ca_guid: u64::from_be_bytes(gid[8..].try_into().unwrap_or_default()) ^ NODE_GUID,
+                path_mtu: 256,
+                traffic_class: config.wire.traffic_class(),
+                seed: fresh_seed(),
+            });
+            (carrier, routes) = (Some(opened.carrier), Some(opened.routes));
+        }
         let cell = EngineCell::new(Engine::new(EngineConfig {
             clock: Box::new(clock::monotonic_ns),
             gid: LOCAL_GID,
             node_guid: NODE_GUID,
             carrier,
-            mad_bell: Box::new(|| {}),
+            mad_bell: Box::new({
+                let bell = Arc::clone(&mad_bell);
+                // Fails only for a descriptor that is no eventfd.
+                move || drop(bell.signal())
+            }),
         }));
         let cpus = config.engine_cpus;
         let setup = move || {
@@ -107,11 +126,12 @@ impl Instance {
         };
         let engine = EngineThread::spawn(Arc::clone(&cell), Arc::clone(&kicks), config.spin, setup)
             .map_err(InstanceError::Engine)?;
-        let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks));
+        let provider = Arc::new(SoftRnic::new(Arc::clone(&cell), kicks).with_routes(routes));
         let backend = Backend::spawn(
             BackendConfig {
                 runtime_dir: Some(dir.path().to_owned()),
                 quotas: config.quotas,
+                wire: identity.map(|identity| BackendWire { mad_bell, identity }),
             },
             provider,
         )?;

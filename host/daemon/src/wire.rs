@@ -2,10 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
+use hyv_carrier::addr::{ip_of, is_link_local};
+use hyv_carrier::netlink::{Netlink, RTN_LOCAL, RTN_UNICAST};
 use hyv_carrier::record::Recorded;
 use hyv_carrier::{Choice, ListenAddr, OpenError, Options};
-use hyv_roce::carrier::Carrier;
+use hyv_roce::carrier::{Arrival, Carrier, Flow, Gid, Sent};
 
 /// Flags about the wire, shared by all programs that hold a device.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -25,10 +28,108 @@ pub struct WireConfig {
     /// Record what the device sends and receives in FILE, which Wireshark and `pcap check` read
     #[arg(long, value_name = "FILE", requires = "listen")]
     pub pcap: Option<PathBuf>,
+    /// Mark packets with this DSCP, 0 to 63, where a queue pair's path names no traffic class
+    #[arg(long, value_name = "DSCP", requires = "listen", value_parser = clap::value_parser!(u8).range(0..64))]
+    pub dscp: Option<u8>,
 }
 
-/// A carrier, and the descriptors to sleep on.
-pub type Opened = (Box<dyn Carrier>, Vec<OwnedFd>);
+/// The way to other hosts.
+pub struct Opened {
+    /// What carries packets.
+    pub carrier: Box<dyn Carrier>,
+    /// Descriptors to sleep on: readable while packets wait.
+    pub wait_fds: Vec<OwnedFd>,
+    /// Which hosts it leads to.
+    pub routes: Routes,
+}
+
+/// Which hosts can be reached, as the kernel's routing table says.
+#[derive(Debug)]
+pub struct Routes {
+    netlink: Mutex<Netlink>,
+    /// Index of the interface that has the address, for link-local destinations.
+    interface: Option<u32>,
+}
+
+impl Routes {
+    fn open(gid: &Gid) -> std::io::Result<Self> {
+        let ip = ip_of(gid);
+        let mut netlink = Netlink::open()?;
+        let found = netlink.addresses()?.into_iter().find(|a| a.ip == ip);
+        Ok(Self {
+            netlink: Mutex::new(netlink),
+            interface: found.map(|a| a.interface),
+        })
+    }
+
+    /// Whether packets can go from one address to another.
+    #[must_use]
+    pub fn has(&self, src: &Gid, dst: &Gid) -> bool {
+        let (src, dst) = (ip_of(src), ip_of(dst));
+        if src.is_ipv4() != dst.is_ipv4() {
+            return false;
+        }
+        let by = self.interface.filter(|_| is_link_local(dst));
+        let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        netlink
+            .route(dst, Some(src), by)
+            .is_ok_and(|r| matches!(r.kind, RTN_UNICAST | RTN_LOCAL))
+    }
+}
+
+/// A carrier whose packets are marked, where their path asks for no mark of its own.
+struct Marked {
+    inner: Box<dyn Carrier>,
+    traffic_class: u8,
+}
+
+impl Marked {
+    fn mark(&self, flow: &Flow) -> Flow {
+        match flow.traffic_class {
+            0 => Flow {
+                traffic_class: self.traffic_class,
+                ..*flow
+            },
+            _ => *flow,
+        }
+    }
+}
+
+impl Carrier for Marked {
+    fn local(&self) -> Gid {
+        self.inner.local()
+    }
+
+    fn link_mtu(&self) -> usize {
+        self.inner.link_mtu()
+    }
+
+    fn burst(&self, flow: &Flow) -> (usize, usize) {
+        self.inner.burst(&self.mark(flow))
+    }
+
+    fn source_ports(&self) -> (u16, u16) {
+        self.inner.source_ports()
+    }
+
+    fn ident(&self, index: usize) -> u16 {
+        self.inner.ident(index)
+    }
+
+    fn send(&mut self, flow: &Flow, segment_len: usize, payloads: &[u8]) -> Sent {
+        // The ICRC covers ones in place of the traffic class, so it stays right.
+        let flow = self.mark(flow);
+        self.inner.send(&flow, segment_len, payloads)
+    }
+
+    fn receive(&mut self, take: &mut dyn FnMut(&Arrival<'_>)) -> usize {
+        self.inner.receive(take)
+    }
+
+    fn cheap_poll(&self) -> bool {
+        self.inner.cheap_poll()
+    }
+}
 
 /// Why there is no way to other hosts.
 #[derive(Debug, thiserror::Error)]
@@ -50,10 +151,19 @@ pub enum WireError {
         /// Why.
         source: std::io::Error,
     },
+    /// No routing table.
+    #[error("--listen: cannot ask the kernel for routes: {0}")]
+    Routes(std::io::Error),
 }
 
 impl WireConfig {
-    /// Opens the carrier, in the network namespace of the calling thread; with it come descriptors to sleep on. `None` without an address.
+    /// IPv4 TOS or IPv6 traffic class of what carries no mark of its own.
+    #[must_use]
+    pub fn traffic_class(&self) -> u8 {
+        self.dscp.unwrap_or(0) << 2
+    }
+
+    /// Opens the carrier, in the network namespace of the calling thread; `None` without an address.
     ///
     /// # Errors
     /// See [`WireError`].
@@ -80,6 +190,17 @@ impl WireConfig {
                 Box::new(recorded)
             }
         };
-        Ok(Some((carrier, info.wait_fds)))
+        let carrier = match self.traffic_class() {
+            0 => carrier,
+            traffic_class => Box::new(Marked {
+                inner: carrier,
+                traffic_class,
+            }),
+        };
+        Ok(Some(Opened {
+            routes: Routes::open(&carrier.local()).map_err(WireError::Routes)?,
+            carrier,
+            wait_fds: info.wait_fds,
+        }))
     }
 }

@@ -4,6 +4,11 @@
 pub const MAX_PDS: usize = 1_024;
 /// MRs per user: the key's index has 24 bits, a handle's 16.
 pub const MAX_MRS: usize = 32_768;
+/// Memory windows per user: as many as regions; their keys' indices come after those.
+pub const MAX_MWS: usize = 32_768;
+/// Places of a table that must be free before one is used again, while others were never used: keys and QPNs have 8 bits of
+/// generation, so a stale one is right again only after 256 times as many.
+pub const MIN_FREE: usize = 1_024;
 /// Address handles per user: one for each peer of a server of datagrams, and a handle's index has 16 bits.
 pub const MAX_AHS: usize = 65_536;
 /// QPs of all users: the QPN's low 16 bits are the slot; 0 and 1 are reserved (IBA 1.4, 10.2.4.4).

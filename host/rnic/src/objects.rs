@@ -10,6 +10,7 @@ use hyv_abi::queue::{
 use hyv_abi::types::{Access, QpState, QpType};
 
 use crate::Wake;
+use crate::limits::MAX_MRS;
 use crate::mem::{Bytes, UserMemory, Words};
 use crate::recv::{RecvFrom, RecvWr};
 use crate::table::Table;
@@ -35,6 +36,9 @@ pub(crate) struct User {
     /// Slots of the engine's SRQs.
     pub srqs: Table<usize>,
     pub ahs: Table<Ah>,
+    pub mws: Table<Mw>,
+    pub mr_keys: Keys,
+    pub mw_keys: Keys,
     pub mr_bytes: u64,
     pub max_mr_bytes: u64,
     /// Of its QPs that are gone.
@@ -64,10 +68,57 @@ pub(crate) struct Mr {
     pub iova: u64,
     pub access: Access,
     pub bytes: Bytes,
+    /// Memory windows bound to it.
+    pub windows: u32,
+}
+
+/// A memory window of type 2B (IBA 1.4, 10.6.7): opens a part of a region to one QP's peer.
+pub(crate) struct Mw {
+    /// Works while it is bound. The low byte is the user's choice at each bind.
+    pub key: u32,
+    pub pd: u32,
+    pub bound: Option<Binding>,
+}
+
+pub(crate) struct Binding {
+    /// Index of the region.
+    pub mr: usize,
+    /// Handle of the QP.
+    pub qp: u32,
+    /// Remote rights.
+    pub access: Access,
+    pub iova: u64,
+    pub bytes: Bytes,
+}
+
+/// Keys from this index on are those of windows.
+pub(crate) const FIRST_WINDOW: u32 = MAX_MRS as u32;
+
+/// Generations of keys by index; they go on when an object's place is reused.
+#[derive(Default)]
+pub(crate) struct Keys(Vec<u8>);
+
+impl Keys {
+    /// A new key for an index: another one than the last.
+    pub fn renew(&mut self, index: usize, base: u32) -> u32 {
+        if self.0.len() <= index {
+            self.0.resize(index + 1, 0);
+        }
+        let generation = self.0[index].wrapping_add(1);
+        self.0[index] = generation;
+        (base + index as u32) << 8 | u32::from(generation)
+    }
+
+    /// The user chose a key's low byte itself.
+    pub fn set(&mut self, index: usize, key: u32) {
+        if let Some(g) = self.0.get_mut(index) {
+            *g = key as u8;
+        }
+    }
 }
 
 impl User {
-    /// The bytes that a key opens at `addr`, or `None` if anything about it is wrong.
+    /// The bytes that a key opens at `addr` to its owner, or `None` if anything about it is wrong. A window's key opens nothing here.
     #[inline]
     pub fn open(&self, pd: u32, key: u32, addr: u64, len: u64, need: Access) -> Option<Bytes> {
         let mr = self.mrs.at((key >> 8) as usize)?;
@@ -75,6 +126,28 @@ impl User {
             return None;
         }
         mr.bytes.sub(addr.checked_sub(mr.iova)?, len)
+    }
+
+    /// The bytes that a key opens at `addr` to the peer of the QP of PD `pd` and handle `qp`.
+    #[inline]
+    pub fn open_remote(
+        &self,
+        pd: u32,
+        qp: u32,
+        key: u32,
+        addr: u64,
+        len: u64,
+        need: Access,
+    ) -> Option<Bytes> {
+        if key >> 8 < FIRST_WINDOW {
+            return self.open(pd, key, addr, len, need);
+        }
+        let mw = self.mws.at((key >> 8) as usize - FIRST_WINDOW as usize)?;
+        let bound = mw.bound.as_ref()?;
+        if mw.key != key || mw.pd != pd || bound.qp != qp || !bound.access.contains(need) {
+            return None;
+        }
+        bound.bytes.sub(addr.checked_sub(bound.iova)?, len)
     }
 }
 
@@ -130,6 +203,32 @@ impl Cq {
         true
     }
 
+    /// Entries that the user has not polled, by what it published; `None` if that is impossible.
+    pub fn waiting(&self) -> Option<u32> {
+        let consumed = self.ctrl.at(0).load(Ordering::Acquire) as u32;
+        let n = self.head.wrapping_sub(consumed);
+        (n <= self.mask + 1).then_some(n)
+    }
+
+    /// Moves the last `n` entries to the beginning of another ring and goes on there. Positions start at 0 again, and so does the
+    /// user's consumer index. The arm word stays as it is.
+    pub fn move_to(&mut self, ring: Words, n: u32) {
+        for i in 0..n {
+            let from = (self.head.wrapping_sub(n).wrapping_add(i) & self.mask) as usize;
+            let entry = self.ring.array::<SLOT_WORDS>(from * SLOT_WORDS);
+            let words = std::array::from_fn(|k| entry[k].load(Ordering::Relaxed));
+            let mut cqe = Cqe::from_words(words).to_words(i);
+            // The rest of the words is the user's own, whatever it has made of it.
+            cqe[..SLOT_WORDS - 1].copy_from_slice(&words[..SLOT_WORDS - 1]);
+            ring.publish(i as usize * SLOT_WORDS, &cqe);
+        }
+        self.mask = (ring.count() / SLOT_WORDS) as u32 - 1;
+        self.ring = ring;
+        self.head = n;
+        self.consumed = 0;
+        self.ctrl.at(0).store(0, Ordering::Release);
+    }
+
     /// Takes the arm word if it asks for what happened. Call after a full fence.
     pub fn take_arm(&mut self) -> bool {
         let word = self.ctrl.at(1);
@@ -183,6 +282,8 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
+    /// Memory windows bound to it.
+    pub windows: u32,
     /// PSN of the next datagram (UD).
     pub datagram_psn: u32,
     /// Its peer is on another host.

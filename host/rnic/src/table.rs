@@ -1,10 +1,16 @@
 //! Objects by generation-checked handle: index in the low 16 bits, generation in the high 16.
 
-/// A table of at most 65,536 objects.
+use std::collections::VecDeque;
+
+use crate::limits::MIN_FREE;
+
+/// A table of at most 65,536 objects. Places are used again the oldest first, and not before many are free or none is left
+/// that was never used, so that what goes by the index alone, or by few bits of generation, stays stale for long.
 #[derive(Debug)]
 pub struct Table<T> {
     slots: Vec<Slot<T>>,
-    free: Vec<u16>,
+    /// The oldest first.
+    free: VecDeque<u16>,
     limit: usize,
 }
 
@@ -28,7 +34,7 @@ impl<T> Table<T> {
         assert!(limit <= 65_536, "a handle's index has 16 bits");
         Self {
             slots: Vec::new(),
-            free: Vec::new(),
+            free: VecDeque::new(),
             limit,
         }
     }
@@ -47,16 +53,14 @@ impl<T> Table<T> {
 
     /// Puts in what `make` makes of the new handle; `None` when full.
     pub fn insert_with(&mut self, make: impl FnOnce(u32) -> T) -> Option<u32> {
-        let i = match self.free.pop() {
-            Some(i) => usize::from(i),
-            None if self.slots.len() < self.limit => {
-                self.slots.push(Slot {
-                    generation: 1,
-                    value: None,
-                });
-                self.slots.len() - 1
-            }
-            None => return None,
+        let i = if self.slots.len() < self.limit && self.free.len() < MIN_FREE {
+            self.slots.push(Slot {
+                generation: 1,
+                value: None,
+            });
+            self.slots.len() - 1
+        } else {
+            usize::from(self.free.pop_front()?)
         };
         let slot = &mut self.slots[i];
         let handle = i as u32 | u32::from(slot.generation) << 16;
@@ -94,13 +98,19 @@ impl<T> Table<T> {
         self.slots.get(index)?.value.as_ref()
     }
 
+    /// The object at an index, whatever its generation.
+    #[inline]
+    pub fn at_mut(&mut self, index: usize) -> Option<&mut T> {
+        self.slots.get_mut(index)?.value.as_mut()
+    }
+
     /// Takes the object out; its handle is never valid again (generations wrap after 65,535 reuses).
     pub fn remove(&mut self, handle: u32) -> Option<T> {
         self.get(handle)?;
         let slot = &mut self.slots[index(handle)];
         let value = slot.value.take();
         slot.generation = slot.generation.wrapping_add(1).max(1);
-        self.free.push(index(handle) as u16);
+        self.free.push_back(index(handle) as u16);
         value
     }
 
@@ -135,5 +145,29 @@ mod tests {
         );
         assert_eq!(t.get(0xffff_ffff), None);
         assert_eq!(t.iter().count(), 2);
+    }
+
+    #[test]
+    fn places_rest_before_they_are_used_again() {
+        let mut t = Table::new(MIN_FREE * 4);
+        let first = t.insert_with(|_| ()).unwrap();
+        t.remove(first);
+        for k in 1..MIN_FREE {
+            let h = t.insert_with(|_| ()).unwrap();
+            assert_eq!(index(h), k, "a place that was never used");
+            t.remove(h);
+        }
+        // From now on the oldest, around and around.
+        for k in 0..3 * MIN_FREE {
+            let h = t.insert_with(|_| ()).unwrap();
+            assert_eq!(index(h), k % MIN_FREE);
+            assert_eq!(h >> 16, 2 + (k / MIN_FREE) as u32);
+            t.remove(h);
+        }
+        // A full table hands out what there is.
+        let all: Vec<_> = std::iter::from_fn(|| t.insert_with(|_| ())).collect();
+        assert_eq!(all.len(), MIN_FREE * 4);
+        t.remove(all[9]);
+        assert_eq!(index(t.insert_with(|_| ()).unwrap()), index(all[9]));
     }
 }

@@ -23,18 +23,24 @@ pub(super) fn said<A: AsRef<OsStr>>(
     folder: &Path,
 ) -> Result<String, Skip> {
     let mut command = Command::new(program);
+    command.args(args);
+    let mut line = format!("{command:?}");
+    if line.len() > 200 {
+        line = line.chars().take(200).chain("…".chars()).collect();
+    }
     command
-        .args(args)
         .current_dir(folder)
         .env("LC_ALL", "C")
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null());
-    let line = format!("{command:?}");
     let failed = |why: String| Skip::Packages(format!("{line}: {why}"));
     let output = command.output().map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
+        // apt says the same of every package.
         let error = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(format!("{}: {}", output.status, error.trim())));
+        let first = error.lines().find(|l| l.starts_with("E: "));
+        let said = first.or(error.lines().last()).unwrap_or("nothing said");
+        return Err(failed(format!("{}: {said}", output.status)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

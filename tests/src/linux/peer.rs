@@ -40,15 +40,14 @@ impl Booting {
     /// # Panics
     /// When it does not come up; with what its console said.
     #[must_use]
-    pub fn ready(mut self) -> Peer {
-        if let Err(why) = self.0.channel.ready(PEER_BOOT) {
-            let machine = if self.0.machine.runs() {
-                "it still runs"
-            } else {
-                "it has ended"
+    pub fn ready(self) -> Peer {
+        if let Err(silence) = self.0.channel.ready(PEER_BOOT) {
+            let why = match silence {
+                Silence::Gone => "QEMU has ended".to_owned(),
+                Silence::Late => format!("not within {PEER_BOOT:?}"),
             };
             panic!(
-                "the Linux peer did not boot ({why:?}; {machine})\n{}\n{}",
+                "the Linux peer did not boot: {why}\n{}\n{}",
                 self.0.machine.err(),
                 self.0.console()
             );

@@ -6,11 +6,15 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use hyv_abi::control::{self, CmDestroyId, CmEventKind, CmGetEvent, CmParam, PRIVATE_LEN};
+use hyv_abi::control::{
+    self, CmDestroyId, CmEventKind, CmGetEvent, CmParam, PRIVATE_LEN, PortSpace,
+};
 use hyv_abi::types::Errno;
 use spin::mutex::SpinMutex;
 
+use crate::ah::AhAttr;
 use crate::cm::id::CmId;
+use crate::cm::reason::RejectReason;
 use crate::context::{Context, Gid};
 use crate::error::Error;
 use crate::limits::CM_SLEEP_NS;
@@ -34,7 +38,19 @@ pub struct CmEvent {
     pub peer: Gid,
     /// The peer's parameters, where there are any.
     pub param: CmParam,
+    space: PortSpace,
     request: Option<CmId>,
+}
+
+/// Where datagrams for a service go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DatagramPeer {
+    /// For [`crate::ProtectionDomain::create_ah`].
+    pub addr: AhAttr,
+    /// The queue pair there.
+    pub qpn: u32,
+    /// The Q_Key that it takes.
+    pub qkey: u32,
 }
 
 impl CmEvent {
@@ -42,6 +58,28 @@ impl CmEvent {
     #[must_use]
     pub fn private_data(&self) -> &[u8] {
         &self.param.private[..(self.param.private_len as usize).min(PRIVATE_LEN)]
+    }
+
+    /// What `Established` says in [`PortSpace::Udp`]: where datagrams go.
+    #[must_use]
+    pub fn datagram_peer(&self) -> Option<DatagramPeer> {
+        (self.space == PortSpace::Udp && self.kind == CmEventKind::Established).then_some(
+            DatagramPeer {
+                addr: AhAttr::to(self.peer),
+                qpn: self.param.qpn,
+                qkey: self.param.qkey,
+            },
+        )
+    }
+
+    /// Why the peer said no, if this is a refusal.
+    #[must_use]
+    pub const fn reject_reason(&self) -> Option<RejectReason> {
+        match (self.space, self.kind) {
+            (PortSpace::Tcp, CmEventKind::Rejected) => Some(RejectReason::of_rej(self.status)),
+            (PortSpace::Udp, CmEventKind::Unreachable) => RejectReason::of_sidr(self.status),
+            _ => None,
+        }
     }
 
     /// Takes the identifier of a connection request, to accept it. Left here, it is dropped with the event, which
@@ -86,12 +124,20 @@ impl EventChannel {
         &self.context
     }
 
-    /// Makes an identifier (`rdma_create_id`).
+    /// Makes an identifier for reliable connections (`rdma_create_id`, `RDMA_PS_TCP`).
     ///
     /// # Errors
     /// As any control verb; ENOMEM beyond the quota.
     pub fn create_id(&self) -> Result<CmId, Error> {
-        CmId::create(&self.context, &Arc::downgrade(&self.inner))
+        self.create_id_in(PortSpace::Tcp)
+    }
+
+    /// Makes an identifier in a port space (`rdma_create_id`).
+    ///
+    /// # Errors
+    /// As any control verb; ENOMEM beyond the quota.
+    pub fn create_id_in(&self, space: PortSpace) -> Result<CmId, Error> {
+        CmId::create(&self.context, &Arc::downgrade(&self.inner), space)
     }
 
     /// Takes the oldest event, if there is one (`rdma_get_cm_event` of a non-blocking channel). Costs two loads when
@@ -169,11 +215,12 @@ impl EventChannel {
             status: raw.status,
             peer: Gid(raw.peer_gid),
             param: raw.param,
+            space: id.space,
             request: None,
         };
         match kind {
             CmEventKind::ConnectRequest => {
-                let new = CmId::adopt(&self.context, &id.channel, raw.id);
+                let new = CmId::adopt(&self.context, &id.channel, id.space, raw.id);
                 let mut dialogue = new.shared().dialogue.lock();
                 dialogue.remote = raw.param;
                 dialogue.peer = event.peer;
@@ -193,6 +240,10 @@ impl EventChannel {
                         Err(e) => (kind, event.status) = (CmEventKind::ConnectError, e.errno()),
                     }
                 }
+            }
+            CmEventKind::Established if id.space == PortSpace::Udp => {
+                let mut dialogue = id.dialogue.lock();
+                (dialogue.remote, dialogue.peer) = (raw.param, event.peer);
             }
             CmEventKind::Established => {
                 // What the peer said came with its answer.

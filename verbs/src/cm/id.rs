@@ -7,9 +7,9 @@ use core::time::Duration;
 use hyv_abi::control::{
     CmAccept, CmBindAddr, CmConnect, CmCreateId, CmDestroyId, CmDisconnect, CmEstablish, CmListen,
     CmParam, CmReject, CmResolveAddr, CmResolveRoute, MAX_PRIVATE_REJ, MAX_PRIVATE_REP,
-    MAX_PRIVATE_REQ, PRIVATE_LEN, PortSpace,
+    MAX_PRIVATE_REQ, MAX_PRIVATE_SIDR_REP, MAX_PRIVATE_SIDR_REQ, PRIVATE_LEN, PortSpace,
 };
-use hyv_abi::types::{Access, QpState};
+use hyv_abi::types::{Access, QpState, QpType};
 use spin::mutex::SpinMutex;
 
 use crate::cm::channel::ChannelInner;
@@ -17,12 +17,12 @@ use crate::context::{Context, Gid};
 use crate::cq::CompletionQueue;
 use crate::error::Error;
 use crate::mr::ProtectionDomain;
-use crate::qp::{QpCaps, QpControl, QueuePair, RtrParams, RtsParams};
+use crate::qp::{QpCaps, QpControl, QpInitAttr, QueuePair, RtrParams, RtsParams};
 
 /// Parameters of `connect` and `accept`, as `struct rdma_conn_param`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConnParam<'a> {
-    /// Bytes for the peer: at most 56 with `connect`, 196 with `accept`.
+    /// Bytes for the peer: at most 56 with `connect`, 196 with `accept`; in [`PortSpace::Udp`] 180 and 136.
     pub private_data: &'a [u8],
     /// READs and atomics that the peer may have outstanding here.
     pub responder_resources: u8,
@@ -32,7 +32,16 @@ pub struct ConnParam<'a> {
     pub retry_count: u8,
     /// Retries when the peer has no receive posted; 7 is for ever.
     pub rnr_retry_count: u8,
+    /// With `connect`: the largest path MTU that is wanted, bytes; 0 takes what the port has.
+    pub path_mtu: u32,
+    /// With `connect`: ACK timeout for both sides, a 5-bit code (4.096 us x 2^code); 0 leaves it to the host.
+    pub ack_timeout: u32,
+    /// In [`PortSpace::Udp`], with `accept`: the Q_Key that this side's queue pair takes.
+    pub qkey: u32,
 }
+
+/// Q_Key of the datagram queue pairs that [`CmId::create_qp`] makes (`RDMA_UDP_QKEY`).
+pub const UDP_QKEY: u32 = 0x0123_4567;
 
 impl Default for ConnParam<'_> {
     fn default() -> Self {
@@ -42,6 +51,9 @@ impl Default for ConnParam<'_> {
             initiator_depth: 16,
             retry_count: 7,
             rnr_retry_count: 7,
+            path_mtu: 0,
+            ack_timeout: 0,
+            qkey: UDP_QKEY,
         }
     }
 }
@@ -64,13 +76,14 @@ pub(crate) struct Dialogue {
 /// What the event channel needs of an identifier.
 pub(crate) struct IdShared {
     pub(crate) handle: u32,
+    pub(crate) space: PortSpace,
     pub(crate) channel: Weak<ChannelInner>,
     pub(crate) qp: SpinMutex<Weak<QpControl>>,
     pub(crate) dialogue: SpinMutex<Dialogue>,
 }
 
 impl IdShared {
-    pub(crate) fn new(handle: u32, channel: Weak<ChannelInner>) -> Self {
+    pub(crate) fn new(handle: u32, space: PortSpace, channel: Weak<ChannelInner>) -> Self {
         let nothing = Dialogue {
             local: CmParam::EMPTY,
             remote: CmParam::EMPTY,
@@ -78,6 +91,7 @@ impl IdShared {
         };
         Self {
             handle,
+            space,
             channel,
             qp: SpinMutex::new(Weak::new()),
             dialogue: SpinMutex::new(nothing),
@@ -117,7 +131,9 @@ impl IdShared {
 
     /// The connection is over: the host has brought the queue pair to error, and what is posted completes as flushed.
     pub(crate) fn fail_qp(&self) {
-        if let Some(qp) = self.qp() {
+        if self.space == PortSpace::Tcp
+            && let Some(qp) = self.qp()
+        {
             qp.shared.set_state(QpState::Err);
         }
     }
@@ -125,9 +141,8 @@ impl IdShared {
     /// The peer's answer came: ready the queue pair and say so.
     pub(crate) fn establish(&self, qp: &QpControl) -> Result<(), Error> {
         self.ready(qp)?;
-        qp.context
-            .call(&CmEstablish { id: self.handle })
-            .map(|_| ())
+        let id = self.handle;
+        qp.context.call(&CmEstablish { id }).map(|_| ())
     }
 }
 
@@ -167,20 +182,27 @@ fn ms(timeout: Duration) -> u32 {
 }
 
 impl CmId {
-    pub(crate) fn create(context: &Context, channel: &Weak<ChannelInner>) -> Result<Self, Error> {
-        let handle = context
-            .inner
-            .call(&CmCreateId {
-                port_space: PortSpace::Tcp as u32,
-                reserved: 0,
-            })?
-            .handle;
-        Ok(Self::adopt(context, channel, handle))
+    pub(crate) fn create(
+        context: &Context,
+        channel: &Weak<ChannelInner>,
+        space: PortSpace,
+    ) -> Result<Self, Error> {
+        let request = CmCreateId {
+            port_space: space as u32,
+            reserved: 0,
+        };
+        let handle = context.inner.call(&request)?.handle;
+        Ok(Self::adopt(context, channel, space, handle))
     }
 
     /// Owns an identifier that the host has made.
-    pub(crate) fn adopt(context: &Context, channel: &Weak<ChannelInner>, handle: u32) -> Self {
-        let shared = Arc::new(IdShared::new(handle, Weak::clone(channel)));
+    pub(crate) fn adopt(
+        context: &Context,
+        channel: &Weak<ChannelInner>,
+        space: PortSpace,
+        handle: u32,
+    ) -> Self {
+        let shared = Arc::new(IdShared::new(handle, space, Weak::clone(channel)));
         context.inner.ids.lock().insert(handle, Arc::clone(&shared));
         Self {
             context: context.clone(),
@@ -199,21 +221,28 @@ impl CmId {
         self.shared.handle
     }
 
+    /// Reliable connections or datagrams.
+    #[must_use]
+    pub fn port_space(&self) -> PortSpace {
+        self.shared.space
+    }
+
     /// The peer's GID; [`Gid::LOCAL`] before it is known.
     #[must_use]
     pub fn peer(&self) -> Gid {
         self.shared.dialogue.lock().peer
     }
 
-    /// Gives it a local address and port, 0 for any (`rdma_bind_addr`); says which they are.
+    /// Gives it a local address (a GID or an IP address, [`Gid::LOCAL`] for any) and port, 0 for any (`rdma_bind_addr`); says
+    /// which they are.
     ///
     /// # Errors
     /// As any control verb: EADDRINUSE for a taken port, EINVAL for an address that is not this device's.
-    pub fn bind_addr(&mut self, gid: Gid, port: u16) -> Result<(Gid, u16), Error> {
+    pub fn bind_addr(&mut self, addr: impl Into<Gid>, port: u16) -> Result<(Gid, u16), Error> {
         let request = CmBindAddr {
             id: self.handle(),
             port: u32::from(port),
-            gid: gid.0,
+            gid: addr.into().0,
         };
         let bound = self.context.inner.call(&request)?;
         Ok((Gid(bound.gid), bound.port as u16))
@@ -234,15 +263,20 @@ impl CmId {
             .map(|_| ())
     }
 
-    /// Finds the way to a listener; answers with `AddrResolved` or `AddrError` (`rdma_resolve_addr`).
+    /// Finds the way to a listener at a GID or an IP address ([`Gid::LOCAL`] for this host); answers with `AddrResolved` or `AddrError` (`rdma_resolve_addr`).
     ///
     /// # Errors
     /// As any control verb.
-    pub fn resolve_addr(&mut self, gid: Gid, port: u16, timeout: Duration) -> Result<(), Error> {
+    pub fn resolve_addr(
+        &mut self,
+        addr: impl Into<Gid>,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<(), Error> {
         let request = CmResolveAddr {
             id: self.handle(),
             port: u32::from(port),
-            gid: gid.0,
+            gid: addr.into().0,
             timeout_ms: ms(timeout),
             reserved: 0,
         };
@@ -263,8 +297,8 @@ impl CmId {
             .map(|_| ())
     }
 
-    /// Makes its queue pair and brings it to INIT (`rdma_create_qp`): receives may be posted. Replaces one that
-    /// is there.
+    /// Makes its queue pair (`rdma_create_qp`): of a reliable connection, in INIT, so that receives may be posted; in
+    /// [`PortSpace::Udp`] of datagrams with [`UDP_QKEY`], ready to send. Replaces one that is there.
     ///
     /// # Errors
     /// As [`ProtectionDomain::create_qp`].
@@ -275,10 +309,36 @@ impl CmId {
         recv_cq: &CompletionQueue,
         caps: &QpCaps,
     ) -> Result<&mut QueuePair, Error> {
-        let mut qp = pd.create_qp(send_cq, recv_cq, caps)?;
-        qp.to_init(QP_ACCESS)?;
+        let attr = QpInitAttr::new(QpType::Rc, send_cq, recv_cq).with_caps(*caps);
+        self.create_qp_ex(pd, &attr)
+    }
+
+    /// The same with everything to choose but the type, which is the port space's.
+    ///
+    /// # Errors
+    /// As [`ProtectionDomain::create_qp_ex`].
+    pub fn create_qp_ex(
+        &mut self,
+        pd: &ProtectionDomain,
+        attr: &QpInitAttr<'_>,
+    ) -> Result<&mut QueuePair, Error> {
+        let qp_type = match self.shared.space {
+            PortSpace::Tcp => QpType::Rc,
+            PortSpace::Udp => QpType::Ud,
+        };
+        let mut qp = pd.create_qp_ex(&QpInitAttr { qp_type, ..*attr })?;
+        match self.shared.space {
+            PortSpace::Tcp => qp.to_init(QP_ACCESS)?,
+            PortSpace::Udp => qp.ready_datagram(UDP_QKEY, self.context.fresh_psn())?,
+        }
         *self.shared.qp.lock() = Arc::downgrade(qp.control());
         Ok(self.qp.insert(qp))
+    }
+
+    /// In [`PortSpace::Udp`]: names a queue pair that is ready already and may serve any number of identifiers, instead of one
+    /// of its own.
+    pub fn use_qp(&mut self, qp: &QueuePair) {
+        *self.shared.qp.lock() = Arc::downgrade(qp.control());
     }
 
     /// Its queue pair.
@@ -300,37 +360,44 @@ impl CmId {
         self.qp.take()
     }
 
-    fn offer(&self, param: &ConnParam<'_>, max: usize) -> Result<(Arc<QpControl>, CmParam), Error> {
+    fn offer(&self, param: &ConnParam<'_>, max: usize) -> Result<CmParam, Error> {
         let (private_len, private) = private(param.private_data, max)?;
-        let qp = self.shared.qp().ok_or(Error::NoQueuePair)?;
+        let udp = self.shared.space == PortSpace::Udp;
         let offer = CmParam {
-            qpn: qp.shared.qpn,
+            qpn: self.shared.qp().map_or(0, |qp| qp.shared.qpn),
             psn: self.context.fresh_psn(),
             responder_resources: param.responder_resources,
             initiator_depth: param.initiator_depth,
             retry_count: param.retry_count.min(7),
             rnr_retry_count: param.rnr_retry_count.min(7),
+            path_mtu: param.path_mtu,
+            ack_timeout: param.ack_timeout,
+            qkey: if udp { param.qkey } else { 0 },
             private_len,
             private,
-            ..CmParam::EMPTY
         };
         self.shared.dialogue.lock().local = offer;
-        Ok((qp, offer))
+        Ok(offer)
     }
 
     /// Asks for a connection; answers with `Established`, `Rejected`, `Unreachable` or `ConnectError`
     /// (`rdma_connect`). Call [`create_qp`](Self::create_qp) and post receives before.
     ///
+    /// In [`PortSpace::Udp`] it asks which queue pair serves there, and needs none of its own yet: `Established` brings the
+    /// answer ([`crate::cm::CmEvent::datagram_peer`]), `Unreachable` a refusal.
+    ///
     /// # Errors
-    /// [`Error::NoQueuePair`], [`Error::PrivateData`] for more than 56 bytes, and as any control verb.
+    /// [`Error::NoQueuePair`], [`Error::PrivateData`] for too much of it, and as any control verb.
     pub fn connect(&mut self, param: &ConnParam<'_>) -> Result<(), Error> {
-        let (_, param) = self.offer(param, MAX_PRIVATE_REQ)?;
+        let max = match self.shared.space {
+            PortSpace::Tcp if self.shared.qp().is_none() => return Err(Error::NoQueuePair),
+            PortSpace::Tcp => MAX_PRIVATE_REQ,
+            PortSpace::Udp => MAX_PRIVATE_SIDR_REQ,
+        };
+        let (id, param) = (self.handle(), self.offer(param, max)?);
         self.context
             .inner
-            .call(&CmConnect {
-                id: self.handle(),
-                param,
-            })
+            .call(&CmConnect { id, param })
             .map(|_| ())
     }
 
@@ -338,26 +405,45 @@ impl CmId {
     /// and answers. `Established` follows when the peer is ready too. Call [`create_qp`](Self::create_qp) and
     /// post receives before.
     ///
+    /// In [`PortSpace::Udp`] it answers with the queue pair, of [`create_qp`](Self::create_qp) or
+    /// [`use_qp`](Self::use_qp), and that is all: no event follows.
+    ///
     /// # Errors
-    /// [`Error::NoQueuePair`], [`Error::PrivateData`] for more than 196 bytes, and as any control verb.
+    /// [`Error::NoQueuePair`], [`Error::PrivateData`] for too much of it, and as any control verb.
     pub fn accept(&mut self, param: &ConnParam<'_>) -> Result<(), Error> {
-        let (qp, param) = self.offer(param, MAX_PRIVATE_REP)?;
-        self.shared.ready(&qp)?;
-        self.context
-            .inner
-            .call(&CmAccept {
-                id: self.handle(),
-                param,
-            })
-            .map(|_| ())
+        let qp = self.shared.qp().ok_or(Error::NoQueuePair)?;
+        let max = match self.shared.space {
+            PortSpace::Tcp => MAX_PRIVATE_REP,
+            PortSpace::Udp => MAX_PRIVATE_SIDR_REP,
+        };
+        let (id, param) = (self.handle(), self.offer(param, max)?);
+        if self.shared.space == PortSpace::Tcp {
+            self.shared.ready(&qp)?;
+        }
+        self.context.inner.call(&CmAccept { id, param }).map(|_| ())
+    }
+
+    /// Says that the connection stands (`rdma_establish`, `rdma_notify` of `IBV_EVENT_COMM_EST`): on the connecting side after a
+    /// `ConnectResponse`, which shows only without a queue pair of the identifier's; on the accepting side when
+    /// [`crate::AsyncEvent::QpCommEstablished`] comes before `Established`.
+    ///
+    /// # Errors
+    /// As any control verb; EISCONN when it is known already.
+    pub fn establish(&mut self) -> Result<(), Error> {
+        let id = self.handle();
+        self.context.inner.call(&CmEstablish { id }).map(|_| ())
     }
 
     /// Refuses the connection request that this identifier came with (`rdma_reject`). Dropping it refuses too.
     ///
     /// # Errors
-    /// [`Error::PrivateData`] for more than 148 bytes, and as any control verb.
+    /// [`Error::PrivateData`] for more than 148 bytes (136 in [`PortSpace::Udp`]), and as any control verb.
     pub fn reject(&mut self, private_data: &[u8]) -> Result<(), Error> {
-        let (private_len, private) = private(private_data, MAX_PRIVATE_REJ)?;
+        let max = match self.shared.space {
+            PortSpace::Tcp => MAX_PRIVATE_REJ,
+            PortSpace::Udp => MAX_PRIVATE_SIDR_REP,
+        };
+        let (private_len, private) = private(private_data, max)?;
         self.context
             .inner
             .call(&CmReject {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hyv_abi::control::{self as c, CmEvent, CmEventKind, CmParam, HandleReply, Opcode};
+use hyv_abi::control::{self as c, CmEvent, CmEventKind, CmParam, HandleReply, Opcode, PortSpace};
 use hyv_abi::types::{Errno, QpState, Reason, VerbError};
 use hyv_abi::window::summary;
 use hyv_verbs::Platform;
@@ -14,6 +14,7 @@ use super::{Device, FakeHost};
 /// An identifier as the host sees it.
 #[derive(Default)]
 pub struct Id {
+    pub space: u32,
     pub port: u32,
     pub listening: bool,
     pub target: u32,
@@ -56,8 +57,14 @@ pub fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> 
     let none = CmParam::EMPTY;
     match opcode {
         Opcode::CmCreateId => {
-            let h = d.handle();
-            d.ids.insert(h, Id::default());
+            let (h, space) = (d.handle(), arg::<c::CmCreateId>(body).port_space);
+            d.ids.insert(
+                h,
+                Id {
+                    space,
+                    ..Id::default()
+                },
+            );
             Ok(HandleReply {
                 handle: h,
                 reserved: 0,
@@ -135,21 +142,26 @@ pub fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> 
             let r = arg::<c::CmConnect>(body);
             let from = d.ids.get_mut(&r.id).ok_or(BAD_HANDLE)?;
             from.qpn = r.param.qpn;
-            let target = from.target;
+            let (target, space) = (from.target, from.space);
             let Some(listener) = d
                 .ids
                 .iter()
-                .find(|(_, i)| i.listening && i.port == target)
+                .find(|(_, i)| i.listening && i.port == target && i.space == space)
                 .map(|(h, _)| *h)
             else {
-                let status = Errno::ConnRefused as u32;
-                announce(host, d, CmEventKind::Rejected, r.id, 0, none, status);
+                let (kind, status) = if space == PortSpace::Udp as u32 {
+                    (CmEventKind::Unreachable, 1)
+                } else {
+                    (CmEventKind::Rejected, 8)
+                };
+                announce(host, d, kind, r.id, 0, none, status);
                 return done();
             };
             let new = d.handle();
             d.ids.insert(
                 new,
                 Id {
+                    space,
                     peer: Some(r.id),
                     ..Id::default()
                 },
@@ -173,7 +185,12 @@ pub fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> 
             let peer = id
                 .peer
                 .ok_or(VerbError::new(Errno::NotConn, Reason::CmState))?;
-            announce(host, d, CmEventKind::ConnectResponse, peer, 0, r.param, 0);
+            let kind = if id.space == PortSpace::Udp as u32 {
+                CmEventKind::Established
+            } else {
+                CmEventKind::ConnectResponse
+            };
+            announce(host, d, kind, peer, 0, r.param, 0);
             done()
         }
         Opcode::CmReject => {
@@ -188,7 +205,12 @@ pub fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> 
                 private: r.private,
                 ..none
             };
-            announce(host, d, CmEventKind::Rejected, peer, 0, param, 28);
+            let (kind, status) = if id.space == PortSpace::Udp as u32 {
+                (CmEventKind::Unreachable, 2)
+            } else {
+                (CmEventKind::Rejected, 28)
+            };
+            announce(host, d, kind, peer, 0, param, status);
             done()
         }
         Opcode::CmEstablish => {

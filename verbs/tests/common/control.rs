@@ -6,12 +6,13 @@ use hyv_abi::control::{
     self as c, DeviceAttr, GidReply, HandleReply, MrReply, Opcode, PortAttr, QpReply,
     REPLY_HEADER_LEN, ReplyHeader, RequestHeader,
 };
-use hyv_abi::types::{Errno, QpAttrMask, QpState, Reason, VerbError};
+use hyv_abi::types::{Errno, QpAttrMask, QpState, QpType, Reason, VerbError};
+use hyv_abi::window::summary;
 use hyv_verbs::Platform;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::engine::Fault;
-use super::{Cq, Device, FakeHost, Qp, cm};
+use super::{Cq, Device, FakeHost, Mw, Qp, Srq, cm, engine};
 
 fn le<const N: usize>(host: &FakeHost, at: u64) -> [u8; N] {
     host.read(at, N).try_into().unwrap()
@@ -123,7 +124,31 @@ impl Device {
         // An index, and a generation that is not 0.
         h | 3 << 16
     }
+
+    /// A region's lkey; its rkey has the lowest bit set too.
+    pub fn lkey(&self, mr: u32) -> u32 {
+        mr << 8 | self.rereg.get(&mr).copied().unwrap_or(0) << 1
+    }
+
+    fn keys(&self, mr: u32) -> Vec<u8> {
+        MrReply {
+            handle: mr,
+            lkey: self.lkey(mr),
+            rkey: self.lkey(mr) | 1,
+            reserved: 0,
+        }
+        .as_bytes()
+        .to_vec()
+    }
+
+    fn has_windows(&self, mr: u32) -> bool {
+        self.mws
+            .values()
+            .any(|w| w.bound.is_some_and(|b| b.mr == mr))
+    }
 }
+
+const WINDOWS: VerbError = VerbError::new(Errno::Busy, Reason::WindowsBound);
 
 fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done {
     let done = || Ok(Vec::new());
@@ -157,7 +182,12 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
         }
         Opcode::DeallocPd => {
             let pd = arg::<c::DeallocPd>(body).pd;
-            if d.mrs.values().any(|m| m.pd == pd) || d.qps.values().any(|q| q.request.pd == pd) {
+            if d.mrs.values().any(|m| m.pd == pd)
+                || d.qps.values().any(|q| q.request.pd == pd)
+                || d.srqs.values().any(|s| s.request.pd == pd)
+                || d.ahs.values().any(|a| a.pd == pd)
+                || d.mws.values().any(|w| w.pd == pd)
+            {
                 return Err(IN_USE);
             }
             d.pds.remove(&pd).ok_or(BAD_HANDLE)?;
@@ -171,20 +201,160 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
             d.pds.get(&request.pd).ok_or(BAD_HANDLE)?;
             let h = d.handle();
             d.mrs.insert(h, request);
+            Ok(d.keys(h))
+        }
+        Opcode::DeregMr => {
+            let mr = arg::<c::DeregMr>(body).mr;
+            if d.has_windows(mr) {
+                return Err(WINDOWS);
+            }
+            d.mrs.remove(&mr).ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::ReregMr => {
+            let r = arg::<c::ReregMr>(body);
+            if d.has_windows(r.mr) {
+                return Err(WINDOWS);
+            }
+            let mut new = *d.mrs.get(&r.mr).ok_or(BAD_HANDLE)?;
+            assert!(r.flags != 0 && r.flags & !c::rereg::ALL == 0);
+            if r.flags & c::rereg::TRANSLATION != 0 {
+                if r.len == 0 {
+                    return Err(VerbError::new(Errno::Inval, Reason::ZeroLength));
+                }
+                (new.iova, new.ram_offset, new.len) = (r.iova, r.ram_offset, r.len);
+            }
+            if r.flags & c::rereg::PD != 0 {
+                d.pds.get(&r.pd).ok_or(BAD_HANDLE)?;
+                new.pd = r.pd;
+            }
+            if r.flags & c::rereg::ACCESS != 0 {
+                new.access = r.access;
+            }
+            d.mrs.insert(r.mr, new);
+            *d.rereg.entry(r.mr).or_default() += 1;
+            Ok(d.keys(r.mr))
+        }
+        Opcode::AllocMw => {
+            let r = arg::<c::AllocMw>(body);
+            d.pds.get(&r.pd).ok_or(BAD_HANDLE)?;
+            assert_eq!(r.mw_type, 2);
+            let h = d.handle();
+            let rkey = h << 8 | 0xfe;
+            let (pd, bound) = (r.pd, None);
+            d.mws.insert(h, Mw { pd, rkey, bound });
             Ok(MrReply {
                 handle: h,
-                lkey: h << 8,
-                rkey: h << 8 | 1,
+                lkey: 0,
+                rkey,
                 reserved: 0,
             }
             .as_bytes()
             .to_vec())
         }
-        Opcode::DeregMr => {
-            d.mrs
-                .remove(&arg::<c::DeregMr>(body).mr)
+        Opcode::DeallocMw => {
+            d.mws
+                .remove(&arg::<c::DeallocMw>(body).mw)
                 .ok_or(BAD_HANDLE)?;
             done()
+        }
+        Opcode::CreateAh => {
+            let r = arg::<c::CreateAh>(body);
+            d.pds.get(&r.pd).ok_or(BAD_HANDLE)?;
+            if r.port_num != 1 || r.sgid_index != 0 {
+                return Err(VerbError::new(Errno::Inval, Reason::BadGid));
+            }
+            let h = d.handle();
+            d.ahs.insert(h, r);
+            handle(h)
+        }
+        Opcode::DestroyAh => {
+            d.ahs
+                .remove(&arg::<c::DestroyAh>(body).ah)
+                .ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::CreateSrq => {
+            let request = arg::<c::CreateSrq>(body);
+            assert!(request.ring.is_multiple_of(64) && request.ctrl.is_multiple_of(64));
+            d.pds.get(&request.pd).ok_or(BAD_HANDLE)?;
+            let h = d.handle();
+            let (head, limit) = (0, 0);
+            d.srqs.insert(
+                h,
+                Srq {
+                    request,
+                    head,
+                    limit,
+                },
+            );
+            handle(h)
+        }
+        Opcode::ModifySrq => {
+            let r = arg::<c::ModifySrq>(body);
+            d.srqs.get_mut(&r.srq).ok_or(BAD_HANDLE)?.limit = r.limit;
+            engine::check_limit(host, d, r.srq);
+            done()
+        }
+        Opcode::QuerySrq => {
+            let srq = d
+                .srqs
+                .get(&arg::<c::QuerySrq>(body).srq)
+                .ok_or(BAD_HANDLE)?;
+            Ok(c::SrqAttr {
+                max_wr: 1 << srq.request.log2,
+                max_sge: (srq.request.stride - 16) / 16,
+                limit: srq.limit,
+                reserved: 0,
+            }
+            .as_bytes()
+            .to_vec())
+        }
+        Opcode::DestroySrq => {
+            let srq = arg::<c::DestroySrq>(body).srq;
+            if d.qps.values().any(|q| q.request.srq == srq) {
+                return Err(IN_USE);
+            }
+            d.srqs.remove(&srq).ok_or(BAD_HANDLE)?;
+            done()
+        }
+        Opcode::ResizeCq => {
+            let r = arg::<c::ResizeCq>(body);
+            let cq = d.cqs.get_mut(&r.cq).ok_or(BAD_HANDLE)?;
+            let (old, mask) = (cq.request.ring, (1u32 << cq.request.log2) - 1);
+            let consumed = host.load(cq.request.ctrl) as u32;
+            let waiting = cq.tail.wrapping_sub(consumed);
+            if waiting > 1 << r.log2 {
+                return Err(VerbError::new(Errno::Inval, Reason::RingTooSmall));
+            }
+            for i in 0..waiting {
+                let from = old + 64 * u64::from(consumed.wrapping_add(i) & mask);
+                let words = std::array::from_fn(|k| host.load(from + 8 * k as u64));
+                let moved = hyv_abi::queue::Cqe::from_words(words).to_words(i);
+                for (k, w) in moved.into_iter().enumerate() {
+                    host.store(r.ring + 64 * u64::from(i) + 8 * k as u64, w);
+                }
+            }
+            (cq.request.ring, cq.request.log2, cq.tail) = (r.ring, r.log2, waiting);
+            done()
+        }
+        Opcode::QueryPkey => match arg::<c::QueryPkey>(body) {
+            c::QueryPkey { port: 1, index: 0 } => Ok(c::PkeyReply {
+                pkey: 0xffff,
+                reserved: 0,
+            }
+            .as_bytes()
+            .to_vec()),
+            _ => Err(VerbError::new(Errno::Inval, Reason::BadGid)),
+        },
+        Opcode::QueryCounters => {
+            let r = arg::<c::QueryCounters>(body);
+            let mut counters =
+                c::Counters::read_from_bytes(&[0; size_of::<c::Counters>()]).unwrap();
+            // What was asked for, so that a test sees it.
+            (counters.errors, counters.bytes) = (r.scope.into(), r.handle.into());
+            counters.work_requests = d.posts_seen;
+            Ok(counters.as_bytes().to_vec())
         }
         Opcode::CreateCq => {
             let request = arg::<c::CreateCq>(body);
@@ -222,6 +392,9 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
                 .get(&request.send_cq)
                 .and(d.cqs.get(&request.recv_cq))
                 .ok_or(BAD_HANDLE)?;
+            if request.srq != u32::MAX {
+                d.srqs.get(&request.srq).ok_or(BAD_HANDLE)?;
+            }
             let h = d.handle();
             let qpn = 0x10_0000 + (h & 0xffff);
             let attr = c::QpAttr::read_from_bytes(&[0; size_of::<c::QpAttr>()]).unwrap();
@@ -233,11 +406,12 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
                     attr,
                     sq_head: 0,
                     rq_head: 0,
+                    held: None,
                 },
             );
             Ok(QpReply { handle: h, qpn }.as_bytes().to_vec())
         }
-        Opcode::ModifyQp => modify(d, &arg::<c::ModifyQp>(body)),
+        Opcode::ModifyQp => modify(host, d, &arg::<c::ModifyQp>(body)),
         Opcode::QueryQp => {
             let qp = d.qps.get(&arg::<c::QueryQp>(body).qp).ok_or(BAD_HANDLE)?;
             Ok(qp.attr.as_bytes().to_vec())
@@ -252,7 +426,7 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
     }
 }
 
-fn modify(d: &mut Device, request: &c::ModifyQp) -> Done {
+fn modify(host: &FakeHost, d: &mut Device, request: &c::ModifyQp) -> Done {
     let qp = d.qps.get_mut(&request.qp).ok_or(BAD_HANDLE)?;
     let mask = QpAttrMask::from_bits(request.mask).expect("known attributes");
     let from = QpState::from_u32(qp.attr.state).unwrap();
@@ -262,15 +436,22 @@ fn modify(d: &mut Device, request: &c::ModifyQp) -> Done {
         from
     };
     use QpAttrMask as M;
-    let need = match (from, to) {
-        (_, QpState::Reset | QpState::Err) => M::empty(),
-        (QpState::Reset, QpState::Init) => M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS,
-        (QpState::Init, QpState::Rtr) => {
-            M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER
+    let ty = QpType::from_u32(qp.request.qp_type).unwrap();
+    let connected = M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN;
+    let need = match (from, to, ty) {
+        (_, QpState::Reset | QpState::Err, _) => M::empty(),
+        (QpState::Reset, QpState::Init, QpType::Ud) => M::PKEY_INDEX | M::PORT | M::QKEY,
+        (QpState::Reset, QpState::Init, _) => M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS,
+        (QpState::Init, QpState::Rtr, QpType::Rc) => {
+            connected | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER
         }
-        (QpState::Rtr, QpState::Rts) => {
+        (QpState::Init, QpState::Rtr, QpType::Uc) => connected,
+        (QpState::Init, QpState::Rtr, QpType::Ud) => M::empty(),
+        (QpState::Rtr, QpState::Rts, QpType::Rc) => {
             M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::SQ_PSN | M::MAX_QP_RD_ATOMIC
         }
+        (QpState::Rtr, QpState::Rts, _) => M::SQ_PSN,
+        (QpState::Sqe, QpState::Rts, QpType::Uc | QpType::Ud) => M::CUR_STATE,
         _ => return Err(VerbError::new(Errno::Inval, Reason::BadTransition)),
     };
     match mask {
@@ -281,8 +462,17 @@ fn modify(d: &mut Device, request: &c::ModifyQp) -> Done {
     let a = request.attr;
     qp.attr.state = to as u32;
     if to == QpState::Reset {
-        (qp.sq_head, qp.rq_head) = (0, 0);
+        (qp.sq_head, qp.rq_head, qp.held) = (0, 0, None);
     }
+    if to == QpState::Init && ty == QpType::Ud {
+        qp.attr.qkey = a.qkey;
+    }
+    if to == QpState::Err && qp.request.srq != u32::MAX {
+        engine::raise(host, request.qp, |e| {
+            (&e.qp_last_wqe[..], summary::QP_LAST_WQE)
+        });
+    }
+    let qp = d.qps.get_mut(&request.qp).ok_or(BAD_HANDLE)?;
     if to == QpState::Rtr {
         (qp.attr.dest_qp_num, qp.attr.rq_psn, qp.attr.dest_gid) =
             (a.dest_qp_num, a.rq_psn, a.dest_gid);

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use hyv_abi::queue::{Cqe, Sge, WcOpcode, WcStatus, WrOpcode, arm, cqe_flags, flags};
-use hyv_abi::types::QpState;
-use hyv_abi::window::summary;
+use hyv_abi::sync::AtomicU64;
+use hyv_abi::types::{QpState, QpType};
+use hyv_abi::window::{Events, summary};
 use hyv_verbs::Platform;
 
-use super::{Device, FakeHost};
+use super::{Bound, Device, FakeHost};
 
 /// What is wrong with the next answer on the control queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -33,6 +34,7 @@ struct Wr {
     imm: u32,
     wr_id: u64,
     remote: u64,
+    rkey: u32,
     inline: Option<Vec<u8>>,
     sges: Vec<Sge>,
     operand: u64,
@@ -56,15 +58,32 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
     if state == QpState::Err {
         return flush(host, d, handle);
     }
+    if state == QpState::Sqe {
+        let wr = next_send(host, qp.request.sq_ring, qp.request.sq_log2, qp.sq_head);
+        return wr.is_some_and(|wr| fail(host, d, handle, &wr, WcStatus::WrFlushErr));
+    }
     if state != QpState::Rts {
         return false;
     }
     let Some(wr) = next_send(host, qp.request.sq_ring, qp.request.sq_log2, qp.sq_head) else {
         return false;
     };
-    let (peer, sq_head) = (qp.attr.dest_qp_num, qp.sq_head);
-    let signaled = wr.flags & flags::SIGNALED != 0 || qp.request.sig_all != 0;
-    let Some(peer) = d.qps.iter().find(|(_, q)| q.qpn == peer).map(|(h, _)| *h) else {
+    let mut peer = qp.attr.dest_qp_num;
+    let ty = QpType::from_u32(qp.request.qp_type).unwrap();
+    if ty == QpType::Ud {
+        if !d.ahs.contains_key(&(wr.remote as u32)) {
+            return fail(host, d, handle, &wr, WcStatus::LocQpOpErr);
+        }
+        peer = (wr.remote >> 32) as u32;
+    }
+    let own = matches!(wr.opcode, WrOpcode::LocalInv | WrOpcode::BindMw);
+    let Some(peer) = d
+        .qps
+        .iter()
+        .find(|(_, q)| q.qpn == peer)
+        .map(|(h, _)| *h)
+        .or(own.then_some(handle))
+    else {
         return fail(host, d, handle, &wr, WcStatus::RetryExcErr);
     };
     let mut back = None;
@@ -80,8 +99,12 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
             };
             len = data.len();
             let write = matches!(wr.opcode, WrOpcode::Write | WrOpcode::WriteImm);
+            if ty == QpType::Ud {
+                datagram(host, d, handle, peer, &wr, &data);
+                return succeed(host, d, handle, &wr, len, None);
+            }
             if write {
-                if !reachable(d, wr.remote, data.len()) {
+                if !reachable(d, &wr, data.len()) {
                     return fail(host, d, handle, &wr, WcStatus::RemAccessErr);
                 }
                 host.write(host.offset_of(wr.remote), &data);
@@ -89,6 +112,7 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
             if wr.opcode != WrOpcode::Write {
                 match receive(host, d, peer, &wr, &data, write) {
                     Received::Done => {}
+                    Received::Wait if ty == QpType::Uc => {}
                     Received::Wait => return false,
                     Received::TooLong => return fail(host, d, handle, &wr, WcStatus::RemInvReqErr),
                 }
@@ -96,14 +120,14 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
         }
         WrOpcode::Read => {
             len = wr.sges.iter().map(|s| s.len as usize).sum();
-            if !reachable(d, wr.remote, len) {
+            if !reachable(d, &wr, len) {
                 return fail(host, d, handle, &wr, WcStatus::RemAccessErr);
             }
             back = Some(host.read(host.offset_of(wr.remote), len));
         }
         WrOpcode::CmpSwp | WrOpcode::FetchAdd => {
             len = 8;
-            if !reachable(d, wr.remote, 8) {
+            if !reachable(d, &wr, 8) {
                 return fail(host, d, handle, &wr, WcStatus::RemAccessErr);
             }
             let at = host.offset_of(wr.remote);
@@ -116,8 +140,34 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
             host.store(at, new);
             back = Some(old.to_le_bytes().to_vec());
         }
-        WrOpcode::LocalInv | WrOpcode::BindMw => {}
+        WrOpcode::LocalInv => {
+            if !invalidate(d, wr.imm) {
+                return fail(host, d, handle, &wr, WcStatus::LocQpOpErr);
+            }
+        }
+        WrOpcode::BindMw => {
+            if !bind(d, &wr) {
+                return fail(host, d, handle, &wr, WcStatus::MwBindErr);
+            }
+        }
     }
+    if wr.opcode == WrOpcode::SendInv {
+        invalidate(d, wr.imm);
+    }
+    succeed(host, d, handle, &wr, len, back)
+}
+
+fn succeed(
+    host: &FakeHost,
+    d: &mut Device,
+    handle: u32,
+    wr: &Wr,
+    len: usize,
+    back: Option<Vec<u8>>,
+) -> bool {
+    let qp = &d.qps[&handle];
+    let signaled = wr.flags & flags::SIGNALED != 0 || qp.request.sig_all != 0;
+    let sq_head = qp.sq_head;
     let mut data = [0; 4];
     let mut cqe_flag = 0;
     if let Some(back) = back {
@@ -149,6 +199,86 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
         complete(host, d, cq, &cqe, false);
     }
     true
+}
+
+/// Ends what a window's key gives.
+fn invalidate(d: &mut Device, rkey: u32) -> bool {
+    let window = d.mws.values_mut().find(|w| w.rkey == rkey);
+    window.is_some_and(|w| w.bound.take().is_some())
+}
+
+fn bind(d: &mut Device, wr: &Wr) -> bool {
+    let [sge] = wr.sges[..] else { return false };
+    let Some(mr) = d.mrs.keys().copied().find(|h| d.lkey(*h) == sge.lkey) else {
+        return false;
+    };
+    let region = d.mrs[&mr];
+    let len = wr.operand;
+    let inside = sge.addr >= region.iova && sge.addr + len <= region.iova + region.len;
+    let Some(window) = d.mws.values_mut().find(|w| w.rkey == wr.rkey) else {
+        return false;
+    };
+    if !inside || sge.len != 0 || wr.imm >> 8 != window.rkey >> 8 || wr.imm == window.rkey {
+        return false;
+    }
+    window.rkey = wr.imm;
+    window.bound = (len > 0).then_some(Bound {
+        mr,
+        addr: sge.addr,
+        len,
+        access: wr.remote as u32,
+    });
+    true
+}
+
+/// Delivers a datagram, or drops it.
+fn datagram(host: &FakeHost, d: &mut Device, from: u32, to: u32, wr: &Wr, data: &[u8]) {
+    let peer = &d.qps[&to];
+    let qkey = if wr.rkey >> 31 == 1 {
+        d.qps[&from].attr.qkey
+    } else {
+        wr.rkey
+    };
+    let hears = matches!(
+        QpState::from_u32(peer.attr.state),
+        Some(QpState::Rtr | QpState::Rts)
+    );
+    if !hears || peer.attr.qkey != qkey {
+        return;
+    }
+    let Some(recv) = take_recv(host, d, to) else {
+        return;
+    };
+    let ah = d.ahs[&(wr.remote as u32)];
+    let mut grh = [0; 40];
+    grh[20] = 0x45;
+    grh[21] = ah.traffic_class as u8;
+    grh[28] = ah.hop_limit as u8;
+    grh[32..36].copy_from_slice(&[127, 0, 0, 9]);
+    grh[36..].copy_from_slice(&ah.dest_gid[12..]);
+    let whole: Vec<u8> = grh.iter().chain(data).copied().collect();
+    scatter(host, &recv.sges, &whole);
+    let qp = &d.qps[&to];
+    let cqe = Cqe {
+        wr_id: recv.wr_id,
+        status: 0,
+        opcode: WcOpcode::Recv as u8,
+        flags: cqe_flags::GRH
+            | if wr.opcode == WrOpcode::SendImm {
+                cqe_flags::WITH_IMM
+            } else {
+                0
+            },
+        syndrome: 0,
+        qpn: qp.qpn,
+        byte_len: whole.len() as u32,
+        imm: wr.imm,
+        data: [u64::from(d.qps[&from].qpn), 0, 0, 0],
+        wqe: recv.position as u16,
+        qp: to as u16,
+    };
+    let cq = qp.request.recv_cq;
+    complete(host, d, cq, &cqe, wr.flags & flags::SOLICITED != 0);
 }
 
 fn next_send(host: &FakeHost, ring: u64, log2: u32, head: u32) -> Option<Wr> {
@@ -205,6 +335,7 @@ fn next_send(host: &FakeHost, ring: u64, log2: u32, head: u32) -> Option<Wr> {
         imm: (w[0] >> 32) as u32,
         wr_id: w[1],
         remote: w[2],
+        rkey: w[3] as u32,
         inline,
         sges,
         operand: w[6],
@@ -216,10 +347,17 @@ fn next_send(host: &FakeHost, ring: u64, log2: u32, head: u32) -> Option<Wr> {
     })
 }
 
-fn reachable(d: &Device, addr: u64, len: usize) -> bool {
-    d.mrs
-        .values()
-        .any(|m| addr >= m.iova && addr + len as u64 <= m.iova + m.len)
+fn reachable(d: &Device, wr: &Wr, len: usize) -> bool {
+    let end = wr.remote + len as u64;
+    let region = |(h, m): (&u32, &hyv_abi::control::RegMr)| {
+        wr.rkey == d.lkey(*h) | 1 && wr.remote >= m.iova && end <= m.iova + m.len
+    };
+    let window = |w: &super::Mw| {
+        w.rkey == wr.rkey
+            && w.bound
+                .is_some_and(|b| wr.remote >= b.addr && end <= b.addr + b.len)
+    };
+    d.mrs.iter().any(region) || d.mws.values().any(window)
 }
 
 fn gather(host: &FakeHost, d: &Device, wr: &Wr) -> Option<Vec<u8>> {
@@ -228,7 +366,7 @@ fn gather(host: &FakeHost, d: &Device, wr: &Wr) -> Option<Vec<u8>> {
     }
     let mut data = Vec::new();
     for sge in &wr.sges {
-        let mr = d.mrs.iter().find(|(h, _)| **h << 8 == sge.lkey)?.1;
+        let mr = d.mrs.iter().find(|(h, _)| d.lkey(**h) == sge.lkey)?.1;
         if sge.addr < mr.iova || sge.addr + u64::from(sge.len) > mr.iova + mr.len {
             return None;
         }
@@ -269,19 +407,107 @@ enum Received {
     TooLong,
 }
 
-fn next_recv(host: &FakeHost, d: &Device, handle: u32) -> Option<(u64, Vec<Sge>)> {
+/// A receive that was taken from its ring.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    pub wr_id: u64,
+    pub sges: Vec<Sge>,
+    pub position: u32,
+}
+
+/// Takes the next receive of a queue pair, from its ring or from a shared one.
+fn take_recv(host: &FakeHost, d: &mut Device, handle: u32) -> Option<Taken> {
+    let taken = next_recv(host, d, handle)?;
+    let qp = d.qps.get_mut(&handle).unwrap();
+    let srq = qp.request.srq;
+    if srq == u32::MAX {
+        qp.rq_head += 1;
+    } else {
+        let shared = d.srqs.get_mut(&srq).unwrap();
+        shared.head = shared.head.wrapping_add(1);
+        check_limit(host, d, srq);
+    }
+    Some(taken)
+}
+
+fn next_recv(host: &FakeHost, d: &Device, handle: u32) -> Option<Taken> {
     let qp = &d.qps[&handle];
-    let stride = u64::from(qp.request.rq_stride);
-    let at = qp.request.rq_ring + u64::from(qp.rq_head & ((1 << qp.request.rq_log2) - 1)) * stride;
+    let (ring, log2, stride, position) = match d.srqs.get(&qp.request.srq) {
+        Some(s) => (s.request.ring, s.request.log2, s.request.stride, s.head),
+        None => {
+            let r = &qp.request;
+            (r.rq_ring, r.rq_log2, r.rq_stride, qp.rq_head)
+        }
+    };
+    let stride = u64::from(stride);
+    let at = ring + u64::from(position & ((1 << log2) - 1)) * stride;
     let last = host.load(at + stride - 8);
-    if last as u32 != qp.rq_head.wrapping_add(1) {
+    if last as u32 != position.wrapping_add(1) {
         return None;
     }
     let num = last >> 32;
     assert!(num <= (stride - 16) / 16);
     let sges = (0..num)
         .map(|i| Sge::from_words([host.load(at + 8 + 16 * i), host.load(at + 16 + 16 * i)]));
-    Some((host.load(at), sges.collect()))
+    Some(Taken {
+        wr_id: host.load(at),
+        sges: sges.collect(),
+        position,
+    })
+}
+
+/// Raises an object's event.
+pub fn raise(host: &FakeHost, handle: u32, which: impl Fn(&Events) -> (&[AtomicU64], u64)) {
+    let events = &host.window().events;
+    let (words, kind) = which(events);
+    let index = handle as usize & 0xffff;
+    words[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
+    events.summary.fetch_or(kind, Ordering::SeqCst);
+    host.wake();
+}
+
+pub fn check_limit(host: &FakeHost, d: &mut Device, handle: u32) {
+    let srq = d.srqs.get_mut(&handle).unwrap();
+    let posted = (host.load(srq.request.ctrl) as u32).wrapping_sub(srq.head);
+    if posted < srq.limit {
+        srq.limit = 0;
+        raise(host, handle, |e| (&e.srq_limit[..], summary::SRQ_LIMIT));
+    }
+}
+
+fn by_qpn(d: &Device, qpn: u32) -> u32 {
+    *d.qps.iter().find(|(_, q)| q.qpn == qpn).unwrap().0
+}
+
+pub fn begin_message(host: &FakeHost, qpn: u32) {
+    let d = &mut *host.device();
+    let handle = by_qpn(d, qpn);
+    let taken = take_recv(host, d, handle);
+    assert!(taken.is_some(), "a receive is posted");
+    d.qps.get_mut(&handle).unwrap().held = taken;
+}
+
+pub fn end_message(host: &FakeHost, qpn: u32, data: &[u8]) {
+    let d = &mut *host.device();
+    let handle = by_qpn(d, qpn);
+    let held = d.qps.get_mut(&handle).unwrap().held.take();
+    let held = held.expect("a message that began");
+    assert!(small(host, data, &held.sges));
+    let cqe = Cqe {
+        wr_id: held.wr_id,
+        status: 0,
+        opcode: WcOpcode::Recv as u8,
+        flags: cqe_flags::DATA,
+        syndrome: 0,
+        qpn,
+        byte_len: data.len() as u32,
+        imm: 0,
+        data: words(data),
+        wqe: held.position as u16,
+        qp: handle as u16,
+    };
+    let cq = d.qps[&handle].request.recv_cq;
+    complete(host, d, cq, &cqe, false);
 }
 
 fn receive(
@@ -298,7 +524,7 @@ fn receive(
     ) {
         return Received::Wait;
     }
-    let Some((wr_id, sges)) = next_recv(host, d, peer) else {
+    let Some(Taken { wr_id, sges, .. }) = next_recv(host, d, peer) else {
         return Received::Wait;
     };
     let mut cqe = Cqe {
@@ -315,7 +541,7 @@ fn receive(
         byte_len: data.len() as u32,
         imm: wr.imm,
         data: [0; 4],
-        wqe: d.qps[&peer].rq_head as u16,
+        wqe: 0,
         qp: peer as u16,
     };
     match wr.opcode {
@@ -334,7 +560,7 @@ fn receive(
             scatter(host, &sges, data);
         }
     }
-    d.qps.get_mut(&peer).unwrap().rq_head += 1;
+    cqe.wqe = take_recv(host, d, peer).unwrap().position as u16;
     let cq = d.qps[&peer].request.recv_cq;
     complete(host, d, cq, &cqe, wr.flags & flags::SOLICITED != 0);
     Received::Done
@@ -342,7 +568,12 @@ fn receive(
 
 fn fail(host: &FakeHost, d: &mut Device, handle: u32, wr: &Wr, status: WcStatus) -> bool {
     let qp = d.qps.get_mut(&handle).unwrap();
-    qp.attr.state = QpState::Err as u32;
+    let reliable = qp.request.qp_type == QpType::Rc as u32;
+    let failed = qp.attr.state == QpState::Err as u32;
+    if !failed {
+        let state = if reliable { QpState::Err } else { QpState::Sqe };
+        qp.attr.state = state as u32;
+    }
     let cqe = Cqe {
         wr_id: wr.wr_id,
         status: status as u8,
@@ -358,10 +589,9 @@ fn fail(host: &FakeHost, d: &mut Device, handle: u32, wr: &Wr, status: WcStatus)
     };
     qp.sq_head = qp.sq_head.wrapping_add(wr.slots);
     let cq = qp.request.send_cq;
-    let events = &host.window().events;
-    let index = handle as usize & 0xffff;
-    events.qp_fatal[index / 64].fetch_or(1 << (index % 64), Ordering::SeqCst);
-    events.summary.fetch_or(summary::QP_FATAL, Ordering::SeqCst);
+    if reliable {
+        raise(host, handle, |e| (&e.qp_fatal[..], summary::QP_FATAL));
+    }
     complete(host, d, cq, &cqe, true);
     true
 }
@@ -372,12 +602,15 @@ fn flush(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
     if let Some(wr) = next_send(host, qp.request.sq_ring, qp.request.sq_log2, qp.sq_head) {
         return fail(host, d, handle, &wr, WcStatus::WrFlushErr);
     }
-    let Some((wr_id, _)) = next_recv(host, d, handle) else {
+    if d.qps[&handle].request.srq != u32::MAX {
+        return false;
+    }
+    let Some(taken) = take_recv(host, d, handle) else {
         return false;
     };
-    let qp = d.qps.get_mut(&handle).unwrap();
+    let qp = &d.qps[&handle];
     let cqe = Cqe {
-        wr_id,
+        wr_id: taken.wr_id,
         status: WcStatus::WrFlushErr as u8,
         opcode: WcOpcode::Recv as u8,
         flags: 0,
@@ -386,10 +619,9 @@ fn flush(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
         byte_len: 0,
         imm: 0,
         data: [0; 4],
-        wqe: qp.rq_head as u16,
+        wqe: taken.position as u16,
         qp: handle as u16,
     };
-    qp.rq_head += 1;
     let cq = qp.request.recv_cq;
     complete(host, d, cq, &cqe, true);
     true

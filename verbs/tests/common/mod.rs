@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hyv_abi::ABI_VERSION;
-use hyv_abi::control::{CmEvent, CreateCq, CreateQp, Opcode, QpAttr, RegMr};
+use hyv_abi::control::{CmEvent, CreateAh, CreateCq, CreateQp, CreateSrq, Opcode, QpAttr, RegMr};
 use hyv_abi::types::{Errno, Reason};
 use hyv_abi::window::{KICK_CONTROL, MAGIC, WINDOW_LEN, Window};
 use hyv_verbs::{Context, HostGone, Platform};
@@ -35,6 +35,31 @@ pub struct Qp {
     pub attr: QpAttr,
     pub sq_head: u32,
     pub rq_head: u32,
+    /// A receive that a message has begun to fill.
+    pub held: Option<engine::Taken>,
+}
+
+/// A shared receive queue as the device sees it.
+pub struct Srq {
+    pub request: CreateSrq,
+    pub head: u32,
+    pub limit: u32,
+}
+
+/// A memory window as the device sees it.
+pub struct Mw {
+    pub pd: u32,
+    pub rkey: u32,
+    pub bound: Option<Bound>,
+}
+
+/// What a window covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bound {
+    pub mr: u32,
+    pub addr: u64,
+    pub len: u64,
+    pub access: u32,
 }
 
 /// A completion queue as the device sees it.
@@ -52,6 +77,11 @@ pub struct Device {
     pub mrs: BTreeMap<u32, RegMr>,
     pub cqs: BTreeMap<u32, Cq>,
     pub qps: BTreeMap<u32, Qp>,
+    pub srqs: BTreeMap<u32, Srq>,
+    pub ahs: BTreeMap<u32, CreateAh>,
+    pub mws: BTreeMap<u32, Mw>,
+    /// By MR: its keys were changed so often.
+    pub rereg: HashMap<u32, u32>,
     pub ids: BTreeMap<u32, cm::Id>,
     pub events: VecDeque<CmEvent>,
     /// Verbs in the order they came, for the drop order.
@@ -176,6 +206,16 @@ impl FakeHost {
     /// RAM offset of a registered address.
     pub fn offset_of(&self, addr: u64) -> u64 {
         addr - self.ram.as_ptr().addr() as u64
+    }
+
+    /// A message begins to fill the next receive of a queue pair.
+    pub fn begin_message(&self, qpn: u32) {
+        engine::begin_message(self, qpn);
+    }
+
+    /// And ends.
+    pub fn end_message(&self, qpn: u32, data: &[u8]) {
+        engine::end_message(self, qpn, data);
     }
 
     /// One turn of the device.

@@ -144,6 +144,10 @@ fn call(
             empty(cm.resolve_route(user, &v))
         }),
         Opcode::CmConnect => run(body, room, |v: CmConnect| {
+            if cm.has_wire() {
+                // The link's may have changed.
+                cm.set_path_mtu(p.port_attr(1)?.active_mtu);
+            }
             empty(cm.connect(user, &v, now, owns))
         }),
         Opcode::CmAccept => run(body, room, |v: CmAccept| {

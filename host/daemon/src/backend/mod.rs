@@ -43,7 +43,7 @@ use std::thread::JoinHandle;
 
 use hyv_abi::types::VerbError;
 
-pub use crate::cm::UserKey;
+pub use crate::cm::{CmWire, UserKey};
 use crate::session::Parts;
 use crate::sys::event::EventFd;
 use crate::sys::memory::MemoryError;
@@ -96,6 +96,17 @@ pub struct BackendConfig {
     pub runtime_dir: Option<PathBuf>,
     /// What users may take.
     pub quotas: Quotas,
+    /// Connection management with other hosts; none: all peers are on this one.
+    pub wire: Option<BackendWire>,
+}
+
+/// How connection management reaches other hosts.
+#[derive(Clone, Debug)]
+pub struct BackendWire {
+    /// Raised when MADs have arrived ([`Provider::take_mads`]).
+    pub mad_bell: Arc<EventFd>,
+    /// What other hosts are told of this one.
+    pub identity: CmWire,
 }
 
 /// What kind of user it is.

@@ -39,6 +39,7 @@ enum Source {
     Command,
     Listener,
     Timer,
+    Mads,
     Pending(u64),
     Kick(UserKey),
     Session(UserKey),
@@ -54,6 +55,7 @@ impl Source {
             Self::Pending(key) => (3, key),
             Self::Kick(key) => (4, key.0),
             Self::Session(key) => (5, key.0),
+            Self::Mads => (6, 0),
         };
         tag << 56 | key
     }
@@ -67,6 +69,7 @@ impl Source {
             3 => Self::Pending(key),
             4 => Self::Kick(UserKey(key)),
             5 => Self::Session(UserKey(key)),
+            6 => Self::Mads,
             _ => return None,
         })
     }
@@ -91,6 +94,7 @@ pub(super) struct Service {
     timer_at: Option<u64>,
     inbox: Receiver<Command>,
     bell: EventFd,
+    mad_bell: Option<Arc<EventFd>>,
     shared: Arc<Shared>,
     quotas: Quotas,
     provider: Arc<dyn Provider>,
@@ -133,6 +137,7 @@ impl Service {
             timer_at: None,
             inbox,
             bell,
+            mad_bell: config.wire.as_ref().map(|w| Arc::clone(&w.mad_bell)),
             shared,
             quotas: config.quotas,
             provider,
@@ -149,6 +154,10 @@ impl Service {
         };
         it.watch(&it.bell, Source::Command, EventFlags::IN)?;
         it.watch(&it.timer, Source::Timer, EventFlags::IN)?;
+        if let Some(wire) = config.wire {
+            it.watch(&*wire.mad_bell, Source::Mads, EventFlags::IN)?;
+            it.cm.set_wire(wire.identity);
+        }
         if let Some(l) = &it.listener {
             it.watch(l, Source::Listener, EventFlags::IN)?;
         }
@@ -242,6 +251,7 @@ impl Service {
                 self.timer_at = None;
             }
             Source::Listener => self.on_connection(),
+            Source::Mads => self.on_mads(),
             Source::Pending(key) => self.on_hello(key),
             Source::Kick(key) => self.make_ready(key),
             // Nothing more is to be said on it: whatever comes is the end.
@@ -302,6 +312,21 @@ impl Service {
             self.cm.handle_timeout(now);
             self.directory.apply(&mut self.cm, &*self.provider);
         }
+    }
+
+    fn on_mads(&mut self) {
+        // Before they are taken: those that come meanwhile raise it again.
+        if let Some(bell) = &self.mad_bell {
+            let _ = bell.take();
+        }
+        if let Ok(port) = self.provider.port_attr(1) {
+            self.cm.set_path_mtu(port.active_mtu);
+        }
+        let now = monotonic_ns();
+        for (src, mad) in self.provider.take_mads() {
+            self.cm.handle_mad(&src, &mad, now);
+        }
+        self.directory.apply(&mut self.cm, &*self.provider);
     }
 
     fn make_ready(&mut self, key: UserKey) {
@@ -564,6 +589,9 @@ impl Service {
     fn shut_down(&mut self) {
         self.listener = None;
         self.pending.clear();
+        if self.cm.has_wire() {
+            tracing::debug!("connection management: {:?}", self.cm.mad_stats());
+        }
         let mut keys: Vec<UserKey> = self.users.keys().copied().collect();
         keys.sort_unstable();
         for key in keys {

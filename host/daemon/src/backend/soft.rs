@@ -16,6 +16,7 @@ use hyv_rnic::{Engine, EngineCell};
 use super::UserMemory;
 use super::provider::{Provider, UserId, Wake};
 use crate::sys::event::EventFd;
+use crate::wire::Routes;
 
 type Result<T> = std::result::Result<T, VerbError>;
 
@@ -30,6 +31,7 @@ pub struct SoftRnic {
     cell: Arc<EngineCell>,
     kicks: Arc<Kicks>,
     users: Mutex<Users>,
+    routes: Option<Routes>,
 }
 
 impl std::fmt::Debug for SoftRnic {
@@ -56,7 +58,15 @@ impl SoftRnic {
             cell,
             kicks,
             users: Mutex::default(),
+            routes: None,
         }
+    }
+
+    /// With an engine that reaches other hosts, and how to know which.
+    #[must_use]
+    pub fn with_routes(mut self, routes: Option<Routes>) -> Self {
+        self.routes = routes;
+        self
     }
 
     fn users(&self) -> MutexGuard<'_, Users> {
@@ -202,5 +212,24 @@ impl Provider for SoftRnic {
             e.fail_qpn(u, qpn);
             Ok(())
         });
+    }
+
+    fn send_mad(&self, _src: &[u8; 16], dst: &[u8; 16], mad: &[u8; 256]) {
+        // The engine has one address.
+        self.cell
+            .control(|e| e.send_mad(dst, hyv_roce::mad::GSI_QPN, mad));
+    }
+
+    fn take_mads(&self) -> Vec<([u8; 16], Box<[u8; 256]>)> {
+        let arrived = self.cell.control(Engine::take_mads);
+        // Management talks from QP 1 to QP 1; anybody may send to it from elsewhere.
+        let from_gsi = arrived
+            .into_iter()
+            .filter(|m| m.src_qpn == hyv_roce::mad::GSI_QPN);
+        from_gsi.map(|m| (m.src, m.mad)).collect()
+    }
+
+    fn has_route(&self, src: &[u8; 16], dst: &[u8; 16]) -> bool {
+        self.routes.as_ref().is_some_and(|r| r.has(src, dst))
     }
 }

@@ -29,6 +29,7 @@ impl Host {
         let config = BackendConfig {
             runtime_dir: None,
             quotas,
+            ..BackendConfig::default()
         };
         Self {
             backend: Backend::spawn(config, fake.clone()).unwrap(),

@@ -20,8 +20,12 @@ pub const MAX_CM_RETRIES: u8 = 15;
 pub const MIN_PEER_TIMEOUT: u8 = 13;
 /// Longest response time-out of a peer that is believed (4.3 s, what Linux says): a peer may not put off its own death for hours.
 pub const MAX_PEER_TIMEOUT: u8 = 20;
-/// How long our application may take once we have asked for patience, as Linux asks for it: 69 s.
-pub const MRA_SERVICE_TIMEOUT: u8 = 24;
+/// How long the answer to a request may take once we have asked for patience: 17 s. We ask again after half of it, as long as the
+/// application thinks; Linux hears only the first time, and with its 15 retries waits five minutes.
+pub const MRA_REQ_TIMEOUT: u8 = 22;
+/// The same for making a connection ready that was accepted: 4.3 s. Shorter, because if the RTU that follows gets lost, that is
+/// how long the peer waits before it asks again.
+pub const MRA_REP_TIMEOUT: u8 = 20;
 /// Longest patience that a peer gets for asking (69 s, what Linux asks for); with all retries some 17 minutes.
 pub const MAX_PEER_SERVICE_TIMEOUT: u8 = 24;
 /// How long an ended conversation is remembered: as long as the slowest peer that is believed waits before it repeats something.

@@ -80,6 +80,8 @@ pub(super) struct Link {
     pub(super) interval_ns: u64,
     /// How long the peer waits for an answer of ours, ns.
     pub(super) patience_ns: u64,
+    /// It was asked to wait longer.
+    pub(super) asked_patience: bool,
     deadline: Option<u64>,
 }
 
@@ -103,6 +105,7 @@ impl Link {
             max_retries: limits::MAX_CM_RETRIES,
             interval_ns: limits::response_ns(limits::RESPONSE_TIMEOUT),
             patience_ns: limits::response_ns(limits::RESPONSE_TIMEOUT),
+            asked_patience: false,
             deadline: None,
         }
     }
@@ -265,7 +268,6 @@ impl Links {
     }
 
     /// Conversations.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         debug_assert!(
             self.by_remote

@@ -11,6 +11,7 @@
 
 mod arrive;
 mod calls;
+pub mod checks;
 mod link;
 mod message;
 mod ports;
@@ -35,7 +36,7 @@ use link::{LinkId, Links};
 use message::Envelope;
 use ports::Ports;
 use slots::Slots;
-pub use wire::{MadStats, WireConfig};
+pub use wire::{CmWire, MadStats};
 
 /// A GID: an IPv6 address, or an IPv4 address mapped into one.
 pub type Gid = [u8; 16];
@@ -276,7 +277,7 @@ pub struct Cm {
     users: HashMap<UserKey, User>,
     /// Of [`PortSpace::Tcp`] and [`PortSpace::Udp`].
     ports: [Ports; 2],
-    wire: Option<WireConfig>,
+    wire: Option<CmWire>,
     links: Links,
     stats: MadStats,
     /// The latest time that was told.
@@ -319,9 +320,22 @@ impl Cm {
     }
 
     /// Peers on other hosts can be reached, and reach this one.
-    pub fn set_wire(&mut self, wire: WireConfig) {
+    pub fn set_wire(&mut self, wire: CmWire) {
         self.links = Links::new(wire.seed);
         self.wire = Some(wire);
+    }
+
+    /// Largest path MTU that the link takes now, bytes.
+    pub fn set_path_mtu(&mut self, bytes: u32) {
+        if let Some(wire) = &mut self.wire {
+            wire.path_mtu = bytes;
+        }
+    }
+
+    /// Whether peers on other hosts can be reached.
+    #[must_use]
+    pub const fn has_wire(&self) -> bool {
+        self.wire.is_some()
     }
 
     /// Tells the time, ns on a clock that does not go back. Calls without a time of their own reckon from here.

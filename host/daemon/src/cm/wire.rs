@@ -18,7 +18,7 @@ const NO_LID: u16 = 0xffff;
 
 /// What connection management says of this host to others.
 #[derive(Clone, Copy, Debug)]
-pub struct WireConfig {
+pub struct CmWire {
     /// GUID of the device.
     pub ca_guid: u64,
     /// Largest path MTU that the link takes, bytes: 256 to 4096.
@@ -125,8 +125,13 @@ impl Cm {
     }
 
     fn link_time_wait(&mut self, id: LinkId) {
-        self.links
-            .time_wait(id, self.now_ns.saturating_add(limits::TIME_WAIT_NS));
+        // A peer that was asked for patience may be silent for as long before it says something again.
+        let patience = match self.links.get(id) {
+            Some(link) if link.asked_patience => limits::response_ns(limits::MRA_REQ_TIMEOUT),
+            _ => 0,
+        };
+        let until = self.now_ns + limits::TIME_WAIT_NS + patience;
+        self.links.time_wait(id, until);
     }
 
     /// Passes a message of the peer on to the identifier.
@@ -340,24 +345,25 @@ impl Cm {
 
     /// Asks the peer for patience: the application takes its time.
     pub(super) fn link_patience(&mut self, id: LinkId) {
-        let Some(link) = self.links.get(id) else {
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        let message = match link.phase {
-            Phase::ReqRcvd if !link.sidr => Rejected::Req,
-            Phase::RepRcvd => Rejected::Rep,
+        let (message, service_timeout) = match link.phase {
+            Phase::ReqRcvd if !link.sidr => (Rejected::Req, limits::MRA_REQ_TIMEOUT),
+            Phase::RepRcvd => (Rejected::Rep, limits::MRA_REP_TIMEOUT),
             _ => return,
         };
         let mra = Mra {
             local_comm_id: id.0,
             remote_comm_id: link.remote,
             message,
-            service_timeout: limits::MRA_SERVICE_TIMEOUT,
+            service_timeout,
             private: [0; Mra::PRIVATE],
         };
+        link.asked_patience = true;
         let (src, dst, tid) = (link.local, link.peer, link.tid);
         self.reply(src, dst, tid, Body::Mra(mra));
-        let half = limits::response_ns(limits::MRA_SERVICE_TIMEOUT) / 2;
+        let half = limits::response_ns(service_timeout) / 2;
         self.links
             .set_deadline(id, Some(self.now_ns.saturating_add(half)));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyv_rnic::thread::{EngineThread, Kicks};
 use hyv_rnic::{Engine, EngineCell, EngineConfig};
-use hyv_verbs::cm::{CmId, ConnParam, ConnectOptions, EventChannel, connect, listen};
+use hyv_verbs::cm::{CmId, ConnParam, ConnectOptions, EventChannel, RejectReason, connect, listen};
 use hyv_verbs::{
     Access, CmEventKind, CompletionQueue, Context, Error, Gid, MemoryRegion, Payload, Process,
     QpCaps, RecvWr, SendOp, SendWr, WcStatus, WorkCompletion,
@@ -198,7 +198,7 @@ fn refusals_reach_the_connecting_side() {
         matches!(
             e,
             Error::Rejected {
-                status: crate::cm::rej::INVALID_SERVICE_ID,
+                reason: RejectReason::NoListener,
                 ..
             }
         ),
@@ -214,7 +214,7 @@ fn refusals_reach_the_connecting_side() {
     });
     let e = try_port(PORT);
     assert!(
-        matches!(e, Error::Rejected { status: crate::cm::rej::CONSUMER, private } if private.starts_with(b"busy")),
+        matches!(e, Error::Rejected { reason: RejectReason::Consumer, private } if private.starts_with(b"busy")),
         "{e}"
     );
     let e = try_port(PORT);
@@ -222,7 +222,7 @@ fn refusals_reach_the_connecting_side() {
         matches!(
             e,
             Error::Rejected {
-                status: crate::cm::rej::CONSUMER,
+                reason: RejectReason::Consumer,
                 ..
             }
         ),

@@ -17,6 +17,7 @@ use crate::recv::RecvWr;
 pub(crate) mod complete;
 mod copy;
 pub(crate) mod datagram;
+mod window;
 
 /// What a responder finds wrong; decides both sides' statuses (IBA 1.4, table 60 and 61).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,8 @@ enum Nak {
     RemoteOperational(WcStatus),
     /// A message longer than the receive.
     TooLong,
+    /// The key to invalidate is none that this QP's peer may.
+    Invalidate,
 }
 
 impl Engine {
@@ -43,6 +46,9 @@ impl Engine {
         }
         if ty == QpType::Uc && !unreliable(op) {
             return self.complete_error(slot, wr, WcStatus::LocQpOpErr);
+        }
+        if matches!(op, WrOpcode::LocalInv | WrOpcode::BindMw) {
+            return self.local_operation(slot, wr, op);
         }
         let peer = {
             let qp = self.qp(slot);
@@ -62,11 +68,11 @@ impl Engine {
             self.established(peer);
         }
         match op {
-            WrOpcode::Send | WrOpcode::SendImm => self.send(slot, peer, wr, op),
+            WrOpcode::Send | WrOpcode::SendImm | WrOpcode::SendInv => self.send(slot, peer, wr, op),
             WrOpcode::Write | WrOpcode::WriteImm => self.write(slot, peer, wr, op),
             WrOpcode::Read => self.read(slot, peer, wr),
             WrOpcode::CmpSwp | WrOpcode::FetchAdd => self.atomic(slot, peer, wr, op),
-            WrOpcode::SendInv | WrOpcode::LocalInv | WrOpcode::BindMw => {
+            WrOpcode::LocalInv | WrOpcode::BindMw => {
                 self.complete_error(slot, wr, WcStatus::LocQpOpErr)
             }
         }
@@ -170,16 +176,21 @@ impl Engine {
         &mut self,
         slot: usize,
         peer: usize,
-        wr: &Wr,
+        wr: &mut Wr,
         op: WrOpcode,
         recv: Box<RecvWr>,
         moved: u64,
         data: Option<[u64; 4]>,
     ) -> Step {
-        let mut flags = if matches!(op, WrOpcode::SendImm | WrOpcode::WriteImm) {
-            cqe_flags::WITH_IMM
-        } else {
-            0
+        let mut flags = match op {
+            WrOpcode::SendImm | WrOpcode::WriteImm => cqe_flags::WITH_IMM,
+            WrOpcode::SendInv => {
+                if !self.invalidate(peer, wr.head.imm) {
+                    return self.nak(slot, peer, wr, Some(recv), Nak::Invalidate);
+                }
+                cqe_flags::WITH_INV
+            }
+            _ => 0,
         };
         if data.is_some() {
             flags |= cqe_flags::DATA;
@@ -368,8 +379,9 @@ impl Engine {
         if len == 0 {
             return Some(Bytes::EMPTY);
         }
+        let (key, addr) = (wr.head.rkey, wr.head.remote_addr);
         self.user(p.user)
-            .open(p.pd, wr.head.rkey, wr.head.remote_addr, len, need)
+            .open_remote(p.pd, p.handle, key, addr, len, need)
     }
 
     /// The responder refuses: both sides learn it.
@@ -392,6 +404,11 @@ impl Engine {
                 WcStatus::RemInvReqErr,
                 Some(WcStatus::LocLenErr),
                 summary::QP_REQUEST_ERROR,
+            ),
+            Nak::Invalidate => (
+                WcStatus::RemAccessErr,
+                Some(WcStatus::RemInvReqErr),
+                summary::QP_ACCESS_ERROR,
             ),
             Nak::RemoteOperational(s) => (WcStatus::RemOpErr, Some(s), summary::QP_FATAL),
         };
@@ -432,7 +449,12 @@ impl Engine {
 fn unreliable(op: WrOpcode) -> bool {
     matches!(
         op,
-        WrOpcode::Send | WrOpcode::SendImm | WrOpcode::Write | WrOpcode::WriteImm
+        WrOpcode::Send
+            | WrOpcode::SendImm
+            | WrOpcode::Write
+            | WrOpcode::WriteImm
+            | WrOpcode::LocalInv
+            | WrOpcode::BindMw
     )
 }
 

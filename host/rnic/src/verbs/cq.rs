@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyv_abi::control::CreateCq;
+use hyv_abi::control::{CreateCq, ResizeCq};
 use hyv_abi::queue::{MAX_RING_LOG2, SLOT_WORDS};
 use hyv_abi::types::{Errno, Reason};
 
@@ -36,6 +36,29 @@ impl Engine {
             self.cqs[slot] = cq;
         }
         Ok(handle)
+    }
+
+    /// Moves a CQ to another ring, with what was not polled. Its user polls no more until this returns.
+    pub fn resize_cq(&mut self, id: UserId, req: &ResizeCq) -> Result<()> {
+        let u = self.slot_of(id)?;
+        let slot = *self.user(u).cqs.get(req.cq).ok_or(BAD_HANDLE)?;
+        if req.log2 > MAX_RING_LOG2 {
+            return err(Errno::Inval, Reason::BadRingSize);
+        }
+        if !req.ring.is_multiple_of(64) {
+            return err(Errno::Inval, Reason::Misaligned);
+        }
+        let mem = Arc::clone(&self.user(u).mem);
+        let ring = mem.words(req.ring, SLOT_WORDS << req.log2).ok_or(OUTSIDE)?;
+        let cq = self.cq_mut(slot);
+        let Some(n) = cq.waiting() else {
+            return err(Errno::Inval, Reason::BadAttr);
+        };
+        if n > 1 << req.log2 {
+            return err(Errno::Inval, Reason::RingTooSmall);
+        }
+        cq.move_to(ring, n);
+        Ok(())
     }
 
     /// Drops a CQ that no QP uses.

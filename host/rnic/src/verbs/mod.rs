@@ -13,12 +13,13 @@ use crate::Wake;
 use crate::engine::Engine;
 use crate::limits;
 use crate::mem::UserMemory;
-use crate::objects::{Pd, User, UserId};
+use crate::objects::{Keys, Pd, User, UserId};
 use crate::table::Table;
 
 mod ah;
 mod cq;
 mod mr;
+mod mw;
 mod qp;
 mod srq;
 
@@ -60,6 +61,9 @@ impl Engine {
             qps: Table::new(MAX_QPS),
             srqs: Table::new(MAX_SRQS),
             ahs: Table::new(limits::MAX_AHS),
+            mws: Table::new(limits::MAX_MWS),
+            mr_keys: Keys::default(),
+            mw_keys: Keys::default(),
             mr_bytes: 0,
             past: crate::wire::zeroed(),
         });

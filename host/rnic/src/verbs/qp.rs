@@ -48,20 +48,17 @@ impl Engine {
             let words = words.ok_or(OUTSIDE)?;
             RecvFrom::Own(RecvRing::new(words, req.rq_log2, stride, req.pd))
         };
-        let slot = match self.free_qps.pop() {
-            Some(s) => s,
-            None if self.qps.len() < limits::FIRST_QP_SLOT + limits::MAX_QPS_TOTAL => {
-                self.qps.push(None);
-                self.qps.len() - 1
-            }
-            None => return Err(QUOTA),
-        };
+        let slot = self.take_qp_slot().ok_or(QUOTA)?;
         let Some(handle) = self.user_mut(u).qps.insert_with(|_| slot) else {
-            self.free_qps.push(slot);
+            self.free_qps.push_front(slot);
             return Err(QUOTA);
         };
-        self.qpn_generation = self.qpn_generation.wrapping_add(1);
-        let qpn = u32::from(self.qpn_generation) << 16 | slot as u32;
+        if self.qpn_generations.len() <= slot {
+            self.qpn_generations.resize(slot + 1, 0);
+        }
+        let generation = self.qpn_generations[slot].wrapping_add(1);
+        self.qpn_generations[slot] = generation;
+        let qpn = u32::from(generation) << 16 | slot as u32;
         self.qps[slot] = Some(Box::new(Qp {
             user: u,
             handle,
@@ -83,6 +80,7 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
+            windows: 0,
             datagram_psn: 0,
             wire: None,
             counters: crate::wire::zeroed(),
@@ -96,6 +94,16 @@ impl Engine {
             pd.refs += 1;
         }
         Ok(QpReply { handle, qpn })
+    }
+
+    /// A slot for a QP: the one that has been free for longest, and not before many are, so that a QPN stays stale for long.
+    fn take_qp_slot(&mut self) -> Option<usize> {
+        let fresh = self.qps.len() < limits::FIRST_QP_SLOT + limits::MAX_QPS_TOTAL;
+        if fresh && self.free_qps.len() < limits::MIN_FREE {
+            self.qps.push(None);
+            return Some(self.qps.len() - 1);
+        }
+        self.free_qps.pop_front()
     }
 
     /// Moves a QP through its states. `Ok` means that the device acts accordingly from now on.
@@ -212,21 +220,25 @@ impl Engine {
         Ok(have)
     }
 
-    /// Whether a GID is this device's own: its own one, zeros, or a loopback address.
+    /// Whether a GID is this device's own: its own one, zeros, or a loopback address (unless its own is one of those: then others
+    /// are other devices).
     #[must_use]
     pub fn is_local(&self, gid: &[u8; 16]) -> bool {
+        let loopback = |gid: &[u8; 16]| {
+            let v6 = std::net::Ipv6Addr::from(*gid);
+            v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
+        };
         let v6 = std::net::Ipv6Addr::from(*gid);
         *gid == self.config.gid
             || v6.is_unspecified()
-            || v6.is_loopback()
-            || v6
-                .to_ipv4_mapped()
-                .is_some_and(|v4| v4.is_loopback() || v4.is_unspecified())
+            || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_unspecified())
+            || (loopback(gid) && !loopback(&self.config.gid))
     }
 
     /// Whether there is a way to a GID.
     pub(super) fn is_reachable(&self, gid: &[u8; 16]) -> bool {
-        self.is_local(gid) || self.has_wire()
+        let v4 = |gid: &[u8; 16]| std::net::Ipv6Addr::from(*gid).to_ipv4_mapped().is_some();
+        self.is_local(gid) || (self.has_wire() && v4(gid) == v4(&self.config.gid))
     }
 
     /// A QP's attributes and state.
@@ -270,10 +282,11 @@ impl Engine {
     pub(super) fn drop_qp(&mut self, slot: usize) {
         self.forget(slot);
         self.return_recv(slot);
+        self.unbind_all(slot);
         let Some(qp) = self.qps[slot].take() else {
             return;
         };
-        self.free_qps.push(slot);
+        self.free_qps.push_back(slot);
         crate::wire::add(&mut self.past, &qp.counters);
         crate::wire::add(&mut self.user_mut(qp.user).past, &qp.counters);
         self.cq_mut(qp.send_cq).refs -= 1;

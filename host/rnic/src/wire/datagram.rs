@@ -9,6 +9,7 @@ use hyv_roce::transport::Psn;
 use hyv_roce::wire::grh::{self, Grh};
 use hyv_roce::wire::{Bth, Deth, Extension, Opcode, Repr};
 
+use super::qp::source_port;
 use super::{Wire, gather};
 use crate::engine::Engine;
 use crate::exec::datagram::{Datagram, datagram_qkey};
@@ -188,10 +189,10 @@ impl Engine {
             return true;
         };
         let qp = self.qps[slot].as_mut().expect("a live QP's slot");
-        let (first, count) = w.carrier().source_ports();
+        let ports = w.carrier().source_ports();
         let flow = Flow {
             dst: ah.dest_gid,
-            src_port: first + (qp.qpn % u32::from(count.max(1))) as u16,
+            src_port: source_port(ports, qp.qpn),
             traffic_class: ah.traffic_class,
             hop_limit: ah.hop_limit,
             flow_label: ah.flow_label,

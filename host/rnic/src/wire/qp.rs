@@ -32,6 +32,7 @@ pub(crate) struct WireQp {
     /// Work requests in flight: those of the requester's messages, and at the end perhaps one that cannot go.
     pub(super) wrs: VecDeque<Box<Wr>>,
     /// The work request (by its position in the queue) that cannot go on, and why: it fails once those before it are complete.
+    /// With [`WcStatus::Success`] it is one that needs no peer, and is executed then.
     pub(super) stuck: Option<(u32, WcStatus)>,
     /// The event of a refusal, raised once the NAK has left.
     pub(super) event: u64,
@@ -46,8 +47,7 @@ impl WireQp {
     pub fn new(qp: &Qp, local: &Gid, ports: (u16, u16)) -> Self {
         let attr = &qp.attr;
         let psn = Psn::new(attr.rq_psn);
-        // Neighbouring QPs get different ports: receive-side scaling and equal-cost paths spread by them.
-        let port = ports.0 + (qp.qpn % u32::from(ports.1.max(1))) as u16;
+        let port = source_port(ports, qp.qpn);
         let (service, receiver) = if qp.ty == QpType::Uc {
             (
                 Service::Uc,
@@ -112,6 +112,11 @@ impl WireQp {
     pub fn deadline(&self) -> Option<u64> {
         self.requester.as_ref().and_then(Requester::deadline)
     }
+}
+
+/// A QP's source port. Neighbours get different ones: receive-side scaling and equal-cost paths spread by them.
+pub(super) fn source_port(ports: (u16, u16), qpn: u32) -> u16 {
+    ports.0 + (qpn % u32::from(ports.1.max(1))) as u16
 }
 
 /// Where a QP's packets go.

@@ -29,6 +29,8 @@ pub(super) enum Refusal {
     TooLong,
     /// The receive is at fault.
     Receive(WcStatus),
+    /// The key to invalidate is none that this QP's peer may.
+    Invalidate,
 }
 
 impl Engine {
@@ -317,6 +319,11 @@ impl Engine {
                 Some(WcStatus::LocLenErr),
                 summary::QP_REQUEST_ERROR,
             ),
+            Refusal::Invalidate => (
+                NakCode::RemoteAccess,
+                Some(WcStatus::RemInvReqErr),
+                summary::QP_ACCESS_ERROR,
+            ),
             Refusal::Receive(status) => {
                 (NakCode::RemoteOperational, Some(status), summary::QP_FATAL)
             }
@@ -351,6 +358,10 @@ impl Engine {
         };
         let recv = recv.ok_or(Refusal::NotReady)?;
         match self.fill(slot, &recv, at.begins() && at.ends(), offset, payload) {
+            Ok(_) if matches!(repr.ext, Extension::Ieth(key) if !self.invalidate(slot, key)) => {
+                self.qp_mut(slot).receiving = Some(recv);
+                Err(Refusal::Invalidate)
+            }
             Ok(data) if at.ends() => {
                 let total = offset + payload.len() as u32;
                 self.deliver_wire(slot, recv, repr, WcOpcode::Recv, total, data);
@@ -493,7 +504,7 @@ impl Engine {
         let qp = self.qp(slot);
         let addr = remote.addr.checked_add(u64::from(offset)).ok_or(DENIED)?;
         self.user(qp.user)
-            .open(qp.pd, remote.rkey, addr, u64::from(len), need)
+            .open_remote(qp.pd, qp.handle, remote.rkey, addr, u64::from(len), need)
             .ok_or(DENIED)
     }
 

@@ -100,7 +100,10 @@ impl Engine {
                 if let (Some((index, status)), Some(front)) = (q.stuck, q.wrs.front())
                     && front.index == index
                 {
-                    self.fail_front(slot, status);
+                    match status {
+                        WcStatus::Success => self.operate_front(slot),
+                        _ => self.fail_front(slot, status),
+                    }
                 }
             }
             End::Failed(_, status) => self.fail_front(slot, status),
@@ -109,13 +112,36 @@ impl Engine {
     }
 
     fn fail_front(&mut self, slot: usize, status: WcStatus) {
-        let front = self
-            .qp_mut(slot)
-            .wire
-            .as_mut()
-            .and_then(|q| q.wrs.pop_front());
+        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
+            q.stuck = None;
+            if q.service == Service::Uc
+                && let Some(r) = q.requester.as_mut()
+            {
+                r.abandon();
+            }
+            q.wrs.pop_front()
+        });
         if let Some(wr) = front {
             self.complete_error(slot, &wr, status);
+        }
+    }
+
+    /// Executes what needs no peer, once all before it is complete; what follows may go then.
+    fn operate_front(&mut self, slot: usize) {
+        let front = self.qp_mut(slot).wire.as_mut().and_then(|q| {
+            q.stuck = None;
+            q.wrs.pop_front()
+        });
+        let Some(wr) = front else { return };
+        let op = WrOpcode::from_u8(wr.head.opcode).unwrap_or(WrOpcode::LocalInv);
+        match self.operate(slot, &wr, op) {
+            Ok(()) => {
+                self.complete_wire(slot, &wr);
+                self.put_in_backlog(slot);
+            }
+            Err(status) => {
+                self.complete_error(slot, &wr, status);
+            }
         }
     }
 
@@ -229,8 +255,9 @@ impl Engine {
                 let source = if len == 0 {
                     Some(crate::mem::Bytes::EMPTY)
                 } else {
-                    self.user(qp.user).open(
+                    self.user(qp.user).open_remote(
                         qp.pd,
+                        qp.handle,
                         remote.rkey,
                         remote.addr,
                         u64::from(len),
@@ -418,7 +445,8 @@ impl Engine {
             WrOpcode::Write | WrOpcode::WriteImm => MessageKind::Write(remote),
             WrOpcode::Read => MessageKind::Read(remote),
             WrOpcode::CmpSwp | WrOpcode::FetchAdd => MessageKind::Atomic(remote),
-            WrOpcode::LocalInv | WrOpcode::BindMw => return Err(BAD),
+            // No message: it waits until it is the first.
+            WrOpcode::LocalInv | WrOpcode::BindMw => return Err(WcStatus::Success),
         };
         let qp = self.qp(slot);
         let answered = kind.is_answered();

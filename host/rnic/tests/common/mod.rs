@@ -330,15 +330,34 @@ impl User {
     }
 
     pub fn qp(&mut self, e: &mut Engine, pd: u32, scq: &Cq, rcq: &Cq, cap: Cap) -> Qp {
+        let memory = self.qp_memory(cap);
+        self.qp_at(e, pd, (scq, rcq), cap, memory)
+    }
+
+    /// Room for a QP's rings.
+    pub fn qp_memory(&mut self, cap: Cap) -> (u64, u64) {
+        let sq = self.alloc(64 << cap.sq_log2);
+        (sq, self.alloc(u64::from(cap.stride) << cap.rq_log2))
+    }
+
+    /// A QP whose rings are there.
+    pub fn qp_at(
+        &self,
+        e: &mut Engine,
+        pd: u32,
+        cqs: (&Cq, &Cq),
+        cap: Cap,
+        memory: (u64, u64),
+    ) -> Qp {
         let req = CreateQp {
             pd,
             qp_type: cap.ty as u32,
-            send_cq: scq.handle,
-            recv_cq: rcq.handle,
+            send_cq: cqs.0.handle,
+            recv_cq: cqs.1.handle,
             srq: cap.srq,
             sig_all: u32::from(cap.sig_all),
-            sq_ring: self.alloc(64 << cap.sq_log2),
-            rq_ring: self.alloc(u64::from(cap.stride) << cap.rq_log2),
+            sq_ring: memory.0,
+            rq_ring: memory.1,
             sq_log2: cap.sq_log2,
             rq_log2: cap.rq_log2,
             rq_stride: cap.stride,

@@ -184,7 +184,6 @@ pub struct Path {
     pub mtu: u32,
     pub psn: u32,
     pub conn: Conn,
-    pub ty: QpType,
 }
 
 impl Default for Path {
@@ -193,7 +192,6 @@ impl Default for Path {
             mtu: 1024,
             psn: 0xff_fff0,
             conn: Conn::default(),
-            ty: QpType::Rc,
         }
     }
 }
@@ -207,9 +205,16 @@ pub fn join(e: &mut Engine, qp: &Qp, peer: (Gid, u32), p: &Path) {
     (a.max_dest_rd_atomic, a.min_rnr_timer) = (p.conn.rd_atomic, p.conn.min_rnr_timer);
     a.dest_gid = peer.0;
     let (mut rtr, mut rts) = (RTR, RTS);
-    if p.ty == QpType::Uc {
-        rtr = M::STATE | M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN;
-        rts = M::STATE | M::SQ_PSN;
+    match qp.cap.ty {
+        QpType::Rc => {}
+        QpType::Uc => {
+            rtr = M::STATE | M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN;
+            rts = M::STATE | M::SQ_PSN;
+        }
+        QpType::Ud => {
+            rtr = M::STATE;
+            rts = M::STATE | M::SQ_PSN;
+        }
     }
     qp.modify(e, rtr, a).expect("RTR");
     let mut a = attr();

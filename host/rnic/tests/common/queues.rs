@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use hyv_abi::control::{ModifyQp, ModifySrq, QpAttr, SrqAttr};
 use hyv_abi::doorbell::Ring;
 use hyv_abi::queue::{Cqe, SendHead, Sge, WrOpcode, flags, seq};
-use hyv_abi::types::{QpAttrMask as M, QpState, QpType, VerbError};
+use hyv_abi::types::{Access, QpAttrMask as M, QpState, QpType, VerbError};
 use hyv_rnic::{Engine, UserId};
 
 use super::{Conn, GID, Mr, QKEY, Ram, attr};
@@ -93,6 +93,11 @@ impl Cq {
         self.ram
             .word(self.ctrl)
             .store(u64::from(self.head), Ordering::Release);
+    }
+
+    /// It was resized: another ring, and positions from 0 on.
+    pub fn moved(&mut self, ring: u64, log2: u32) {
+        (self.ring, self.mask, self.head) = (ring, (1 << log2) - 1, 0);
     }
 
     /// All that is there.
@@ -257,6 +262,22 @@ impl Wr {
         self
     }
 
+    /// Binds the window of key `present` to bytes of a region, under the key `new`.
+    pub fn bind(
+        wr_id: u64,
+        present: u32,
+        new: u32,
+        access: Access,
+        mr: &Mr,
+        at: u64,
+        len: u64,
+    ) -> Self {
+        let mut wr = Self::new(WrOpcode::BindMw, wr_id).sge(mr.sge(at, 0));
+        (wr.imm, wr.rkey) = (new, present);
+        (wr.remote, wr.operand) = (u64::from(access.bits()), len);
+        wr
+    }
+
     pub fn atomic(mut self, compare: u64, operand: u64) -> Self {
         (self.compare, self.operand) = (compare, operand);
         self
@@ -301,7 +322,7 @@ impl Wr {
             slots[slot][at..at + 2].copy_from_slice(&sge.to_words());
         }
         let atomic = cas || self.op == WrOpcode::FetchAdd as u8;
-        if atomic {
+        if atomic || self.op == WrOpcode::BindMw as u8 {
             slots[0][6] = self.operand;
         }
         if cas {

@@ -408,6 +408,14 @@ impl Requester {
         self.window = MAX_WINDOW;
     }
 
+    /// For an unreliable connection: the messages that are left will not be sent. The next one begins at the PSN that stands there.
+    pub fn abandon(&mut self) {
+        debug_assert!(!self.config.reliable);
+        self.messages.clear();
+        (self.done, self.cursor_index) = (0, 0);
+        (self.una, self.high, self.next_psn) = (self.cursor, self.cursor, self.cursor);
+    }
+
     /// Whether the message at the front has begun (SQD finishes what has).
     #[must_use]
     pub fn has_outstanding(&self) -> bool {
