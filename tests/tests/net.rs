@@ -1,9 +1,12 @@
 //! TCP in a guest, through QEMU's user networking and through a tap, as server and as client.
 
 use std::process::Command;
+use std::time::Duration;
 
+use hyv_abi::window::UserState;
 use hyv_e2e::{Accelerator, PATIENCE, Run, Running, Sandbox, on_each_accelerator, programs};
 use hyv_host::sys::memory::available_bytes;
+use hyv_host::vmm::{Ending, GuestConfig, NetConfig, Qemu};
 use rustix::process::Signal;
 
 mod namespace;
@@ -98,6 +101,17 @@ on_each_accelerator! {
         let words = ["test=netcalls", "to=fec0::2", &port, "len=100000"];
         let run = start(&sandbox, accelerator, &["--net", "user"], &words).wait(4 * PATIENCE).ok();
         assert!(run.err.contains("pass netcalls"), "{}", run.story());
+    }
+
+    /// The guest sleeps between two requests: one interrupt lost between its look and its halt, and it sleeps for good.
+    fn no_frame_is_slept_through(accelerator) {
+        let sandbox = Sandbox::new();
+        let options = ["--net", "user", "--forward", "0:7000"];
+        let mut guest = start(&sandbox, accelerator, &options, &["test=netserve", "hyv.nap=100000"]);
+        let port = forwarded(&mut guest, 7000);
+        guest.until(PATIENCE, said("address 10.0.2.15/24"));
+        peer::pauses(([127, 0, 0, 1], port).into(), 1000);
+        end(guest);
     }
 
     fn a_static_address_in_user_networking(accelerator) {
@@ -238,4 +252,39 @@ fn what_the_user_typed_wrong_is_named_with_its_remedy() {
         run.wait(PATIENCE).fails(words);
     }
     sandbox.assert_clean();
+}
+
+/// A guest that waits for a connection leaves the processor to others.
+#[test]
+fn a_waiting_guest_sleeps() {
+    Accelerator::Kvm.run(|accelerator| {
+        let (qemu, accel) = accelerator.probe();
+        let config = GuestConfig {
+            name: "sleeper".into(),
+            image: programs::test_image(),
+            symbols: None,
+            args: "test=netserve".into(),
+            memory: 64 << 20,
+            watchdog: None,
+            spin_hint: 1,
+            net: Some(NetConfig::User {
+                forwards: Vec::new(),
+            }),
+            ips: Vec::new(),
+        };
+        // Nobody serves its timer here, so only a frame or an interrupt of this test wakes it.
+        let guest = Qemu::launch(&config, &qemu, &accel).unwrap_or_else(|e| panic!("{e}"));
+        guest
+            .wait_state(UserState::Ready, PATIENCE)
+            .unwrap_or_else(|e| panic!("{e}"));
+        std::thread::sleep(Duration::from_millis(200));
+        let stats = || guest.vcpu_stats().expect("KVM's counters can be read");
+        let before = stats();
+        std::thread::sleep(Duration::from_secs(1));
+        let delta = stats().since(&before);
+        // User networking sends a router's advertisement now and then; a guest that polls or wakes by itself exits thousands of times.
+        assert!(delta.by_guest() <= 200, "{delta:?} in a second of waiting");
+        let report = guest.shutdown();
+        assert_eq!(report.ending, Ending::Exited { code: 0 }, "{report}");
+    });
 }

@@ -51,5 +51,7 @@ pub const CALIBRATION_READINGS: u32 = 8;
 
 /// How long a wait for the network polls before it sleeps: about what a sleep and a wake-up cost.
 pub const NET_SPIN_NS: u64 = 50_000;
+/// Longest sleep in a wait for the network: the host's heartbeat and its request to end are looked at so often.
+pub const NET_SLEEP_NS: u64 = 500_000_000;
 /// How long to wait for a DHCP server.
 pub const LEASE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(10);

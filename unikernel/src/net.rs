@@ -21,7 +21,9 @@ use crate::time::{Instant, now_ns};
 use crate::{limits, pci, rt, time, virtio};
 
 /// Time, sleep and the host of this guest.
-struct Guest;
+struct Guest {
+    max_sleep_ns: u64,
+}
 
 impl Surroundings for Guest {
     fn now_ns(&self) -> u64 {
@@ -51,13 +53,18 @@ impl Surroundings for Guest {
         }
     }
 
+    fn max_sleep_ns(&self) -> u64 {
+        self.max_sleep_ns
+    }
+
     fn ending(&self) -> bool {
         rt::shutdown_requested()
     }
 }
 
 /// Brings the network up as the command line says in `hyv.net=` (see [`Config`]; DHCP if it does not), and waits for the lease. Once per
-/// guest, and before all RAM is taken: buffers take 2 MiB.
+/// guest, and before all RAM is taken: buffers take 2 MiB. `hyv.nap=MS` is the longest sleep of a wait; a test that makes it long finds
+/// wake-ups that are lost.
 ///
 /// # Errors
 /// [`Error::Device`], [`Error::Config`], [`Error::NoLease`] after 10 s.
@@ -65,6 +72,14 @@ pub fn up() -> Result<Net, Error> {
     let config = match rt::args().get("hyv.net") {
         Some(text) => text.parse()?,
         None => Config::default(),
+    };
+    let max_sleep_ns = match rt::args().get("hyv.nap") {
+        Some(ms) => ms
+            .parse::<u64>()
+            .ok()
+            .and_then(|ms| ms.checked_mul(1_000_000))
+            .ok_or(Error::Device("hyv.nap is no number of milliseconds"))?,
+        None => limits::NET_SLEEP_NS,
     };
     let start = Instant::now();
     let before = pci::accesses();
@@ -79,7 +94,7 @@ pub fn up() -> Result<Net, Error> {
     );
     let net = Net::new(
         Box::new(card),
-        Rc::new(Guest),
+        Rc::new(Guest { max_sleep_ns }),
         &config,
         time::tsc() ^ time::unix_ns(),
     )?;

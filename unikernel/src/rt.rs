@@ -18,7 +18,8 @@ pub const EXIT_BOOT: i32 = 104;
 
 /// The command line of the image: words separated by blanks. Words that begin with `hyv.` are the
 /// runtime's: `hyv.log=LEVEL`, and
-/// `hyv.rep=BYTES` (from how many bytes on copies use string instructions; else chosen by the CPU).
+/// `hyv.rep=BYTES` (from how many bytes on copies use string instructions; else chosen by the CPU), `hyv.net=ADDRESSES` and `hyv.nap=MS`
+/// ([`net::up`](crate::net::up)).
 #[derive(Clone, Copy, Debug)]
 pub struct Args {
     text: &'static str,

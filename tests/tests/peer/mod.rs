@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use hyv_e2e::PATIENCE;
+use hyv_e2e::{PATIENCE, Random, seed};
 
 const LEN: u64 = 8 << 20;
 
@@ -109,6 +109,22 @@ pub fn check_server(to: SocketAddr, resets: bool) {
             read(stream, 5000) == Sequence::bytes(i, 5000),
             "connection {i}"
         );
+    }
+}
+
+/// `rounds` bytes there and back, each after a pause of random length.
+pub fn pauses(to: SocketAddr, rounds: u64) {
+    let mut random = Random::new(seed());
+    let mut stream = connect(to);
+    stream.set_nodelay(true).expect("a socket takes an option");
+    stream
+        .write_all(&request(b'e', rounds, 0))
+        .expect("the guest reads");
+    for round in 0..rounds {
+        let us = random.below(if round % 8 == 0 { 20_000 } else { 600 }) as u64;
+        std::thread::sleep(Duration::from_micros(us));
+        stream.write_all(&[round as u8]).expect("the guest reads");
+        assert_eq!(read(&mut stream, 1), [round as u8], "round {round}");
     }
 }
 

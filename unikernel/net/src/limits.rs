@@ -37,6 +37,3 @@ pub const EPHEMERAL: u16 = 16_384;
 /// Addresses that a configuration may name, the one of DHCP included. With the link-local one of every card there are four, which
 /// is what smoltcp is built for (`iface-max-addr-count-4`).
 pub const MAX_ADDRESSES: usize = 3;
-
-/// Longest sleep: the host's heartbeat and other time limits are looked at so often.
-pub const MAX_SLEEP: Duration = Duration::from_millis(500);

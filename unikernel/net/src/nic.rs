@@ -43,6 +43,9 @@ pub trait Surroundings {
     /// How long to poll before a sleep, ns: a wake-up costs some tens of microseconds, a neighbour's core may cost more.
     fn spin_ns(&self) -> u64;
 
+    /// The longest sleep, ns: so often the host's heartbeat and request to end are looked at even if no wake-up comes.
+    fn max_sleep_ns(&self) -> u64;
+
     /// Whether the host asked this guest to end.
     fn ending(&self) -> bool;
 }

@@ -19,7 +19,7 @@ use smoltcp::wire::{
 use crate::config::Config;
 use crate::error::Error;
 use crate::limits::{
-    EPHEMERAL, ETHERNET_HEADER, FIRST_EPHEMERAL, FRAMES_PER_POLL, LINGER, MAX_LEFTOVERS, MAX_SLEEP,
+    EPHEMERAL, ETHERNET_HEADER, FIRST_EPHEMERAL, FRAMES_PER_POLL, LINGER, MAX_LEFTOVERS,
 };
 use crate::nic::{Nic, Surroundings};
 
@@ -416,7 +416,7 @@ impl Net {
                 .iface
                 .poll_delay(instant(now), &stack.sockets)
                 .map_or(u64::MAX, |d| now.saturating_add(d.total_micros() * 1000));
-            let capped = now.saturating_add(nanos(MAX_SLEEP));
+            let capped = now.saturating_add(self.around.max_sleep_ns());
             (busy || due <= now, deadline.min(due).min(capped))
         });
         if !busy {

@@ -217,6 +217,10 @@ impl Surroundings for FakeSurroundings {
         0
     }
 
+    fn max_sleep_ns(&self) -> u64 {
+        u64::MAX
+    }
+
     fn ending(&self) -> bool {
         self.world.ending.get()
     }
