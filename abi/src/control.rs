@@ -737,7 +737,7 @@ body! {
     CmParam {
         /// The sender's QPN (not its handle).
         qpn: u32,
-        /// First PSN that it will send.
+        /// First PSN that it expects: the receiver of this is to send from there (12.7.31).
         psn: u32,
         /// READs and atomics it accepts.
         responder_resources: u8,

@@ -112,13 +112,14 @@ impl IdShared {
         } = *self.dialogue.lock();
         let depth = |a: u8, b: u8| u32::from(a.min(b));
         let or = |said: u32, usual: u32| if said == 0 { usual } else { said };
-        let rtr = RtrParams::to(peer, remote.qpn, remote.psn);
+        // Each side says which PSN it expects first, and sends from what the other has said (12.7.31).
+        let rtr = RtrParams::to(peer, remote.qpn, local.psn);
         qp.to_rtr(&RtrParams {
             path_mtu: or(remote.path_mtu, rtr.path_mtu),
             max_dest_rd_atomic: depth(local.responder_resources, remote.initiator_depth),
             ..rtr
         })?;
-        let rts = RtsParams::from_psn(local.psn);
+        let rts = RtsParams::from_psn(remote.psn);
         qp.to_rts(&RtsParams {
             max_rd_atomic: depth(local.initiator_depth, remote.responder_resources),
             timeout: or(remote.ack_timeout, rts.timeout),
