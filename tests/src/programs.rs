@@ -44,3 +44,15 @@ pub fn image() -> PathBuf {
 pub fn test_image() -> PathBuf {
     find("HYV_TEST_IMAGE", "image/hyv-test.elf")
 }
+
+/// The tools' command line.
+#[must_use]
+pub fn tools() -> PathBuf {
+    find("HYV_TOOLS", "release/hyv-tools")
+}
+
+/// The tools' image.
+#[must_use]
+pub fn tools_image() -> PathBuf {
+    find("HYV_TOOLS_IMAGE", "image/hyv-tools.elf")
+}

@@ -323,3 +323,115 @@ fn no_event_costs_no_verb_and_none_is_lost() {
         "events of a dropped identifier are dropped"
     );
 }
+
+#[test]
+fn datagrams_find_the_queue_pair_that_serves() {
+    use hyv_verbs::{AhAttr, PortSpace, QpType};
+    let (_host, context) = FakeHost::open();
+    let (server, mut client) = (side(&context), side(&context));
+    let (listener, incoming) =
+        cm::listen_datagram(&context, (std::net::Ipv4Addr::UNSPECIFIED, PORT), 8).unwrap();
+    assert_eq!(listener.port_space(), PortSpace::Udp);
+    // One queue pair serves two requests, the first of which asks without one of its own.
+    let outgoing = EventChannel::new(&context);
+    let ask = |client: &Side, with_qp: bool| {
+        let mut id = outgoing.create_id_in(PortSpace::Udp).unwrap();
+        id.resolve_addr(
+            std::net::Ipv6Addr::UNSPECIFIED,
+            PORT,
+            Duration::from_secs(1),
+        )
+        .unwrap();
+        assert_eq!(next(&outgoing).kind, CmEventKind::AddrResolved);
+        id.resolve_route(Duration::from_secs(1)).unwrap();
+        assert_eq!(next(&outgoing).kind, CmEventKind::RouteResolved);
+        if with_qp {
+            let qp = id
+                .create_qp(&client.pd, &client.cq, &client.cq, &QpCaps::default())
+                .unwrap();
+            assert_eq!((qp.qp_type(), qp.state()), (QpType::Ud, QpState::Rts));
+            assert_eq!(qp.query().unwrap().qkey, cm::UDP_QKEY);
+        }
+        let long = [7; 180];
+        let param = ConnParam {
+            private_data: &long,
+            ..ConnParam::default()
+        };
+        id.connect(&param).unwrap();
+        let too_long = ConnParam {
+            private_data: &[0; 181],
+            ..param
+        };
+        assert_eq!(
+            id.connect(&too_long),
+            Err(Error::PrivateData { len: 181, max: 180 })
+        );
+        id
+    };
+    let attr = hyv_verbs::QpInitAttr::new(QpType::Ud, &server.cq, &server.cq);
+    let mut shared = server.pd.create_qp_ex(&attr).unwrap();
+    shared.ready_datagram(0x77, 1).unwrap();
+    for with_qp in [false, true] {
+        let mut theirs = ask(&client, with_qp);
+        let (mut ours, said) = request(&incoming);
+        assert_eq!(said, [7; 180]);
+        assert_eq!(ours.accept(&ConnParam::default()), Err(Error::NoQueuePair));
+        ours.use_qp(&shared);
+        ours.accept(&ConnParam {
+            private_data: b"here",
+            qkey: 0x77,
+            ..ConnParam::default()
+        })
+        .unwrap();
+        let event = next(&outgoing);
+        assert_eq!(
+            (event.kind, event.private_data()),
+            (CmEventKind::Established, &b"here"[..])
+        );
+        let peer = event.datagram_peer().unwrap();
+        assert_eq!((peer.qpn, peer.qkey), (shared.qpn(), 0x77));
+        assert_eq!(peer.addr, AhAttr::to(Gid([5; 16])));
+        if !with_qp {
+            continue;
+        }
+        // And back.
+        let qp = theirs.qp_mut().unwrap();
+        let ah = client.pd.create_ah(&peer.addr).unwrap();
+        let op = SendOp::SendTo(ah.to(peer.qpn, peer.qkey));
+        let mr = server.pd.alloc_mr(64, Access::LOCAL_WRITE).unwrap();
+        shared
+            .post_recv(&RecvWr {
+                wr_id: 3,
+                sges: &[mr.sge(0, 64)],
+            })
+            .unwrap();
+        qp.post_send(&SendWr::new(4, op, Payload::Inline(b"datagram")))
+            .unwrap();
+        let mut done = [hyv_verbs::WorkCompletion::EMPTY; 2];
+        assert_eq!(client.cq.wait(&mut done, SECOND).unwrap(), 1);
+        assert!(done[0].is_ok());
+    }
+    // Refusals, by word and because nobody listens.
+    let _id = ask(&client, false);
+    let (mut ours, _) = request(&incoming);
+    assert!(ours.reject(&[0; 137]).is_err());
+    ours.reject(b"no").unwrap();
+    let event = next(&outgoing);
+    assert_eq!(event.kind, CmEventKind::Unreachable);
+    assert_eq!(event.reject_reason(), Some(RejectReason::Consumer));
+    assert_eq!(event.datagram_peer(), None);
+    drop(listener);
+    let find = cm::find_datagram(&context, (Gid::LOCAL, PORT), b"", Duration::from_secs(1));
+    let error = find.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Rejected {
+                reason: RejectReason::NoListener,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains("nobody listens"), "{error}");
+}

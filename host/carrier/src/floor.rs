@@ -6,8 +6,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hyv_roce::carrier::{Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
@@ -21,10 +20,13 @@ use crate::sys::socket::{Batch, Control, RawAddr, Socket};
 use crate::udp::header_bytes;
 use crate::{Choice, OpenError, Options, limits, netlink::Netlink, open};
 
-/// How long a round trip may take before its packet counts as lost and is sent again.
-const LOST_AFTER: Duration = Duration::from_millis(200);
+/// How long a round trip may take before its packet counts as lost and is sent again: longer than a busy machine keeps a thread
+/// waiting, since a late reply would be taken for the next one.
+const LOST_AFTER: Duration = Duration::from_secs(1);
 /// How long a peer's neighbour entry may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long nothing has come when nothing more is on its way.
+const QUIET: Duration = Duration::from_millis(5);
 /// Bytes of the least packet: no carrier or NIC cares, but an Ethernet frame has so many.
 const LEAST: usize = 4;
 /// Lost packets in a row after which a measurement ends: nothing comes through.
@@ -95,7 +97,7 @@ pub struct OneWay {
     pub received_bytes: u64,
     /// Packets that arrived.
     pub received_packets: u64,
-    /// Nanoseconds from the first send to the end of sending.
+    /// Nanoseconds from the first send to the end of counting.
     pub ns: u64,
 }
 
@@ -206,36 +208,18 @@ impl Pair {
         let [(a, client), (b, server)] = &mut self.ends;
         drain(client.as_mut())?;
         drain(server.as_mut())?;
-        let stop = AtomicBool::new(false);
-        let start = Barrier::new(2);
-        std::thread::scope(|scope| {
-            let echo = scope.spawn(|| {
-                b.run(|| {
-                    start.wait();
-                    while !stop.load(Ordering::Relaxed) {
-                        let (packets, _) = server.receive()?;
-                        for _ in 0..packets {
-                            while !server.send(packet.len(), &packet)? {}
-                        }
-                    }
-                    Ok(())
-                })
-            });
-            let result = a.run(|| {
-                start.wait();
-                bounce(client.as_mut(), &packet, rounds)
-            });
-            stop.store(true, Ordering::Relaxed);
-            let echoed = echo
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let failed = OpenError::system("bouncing packets");
-            let echoed: io::Result<()> = echoed?;
-            let result: io::Result<RoundTrips> = result?;
-            result
-                .and_then(|trips| echoed.map(|()| trips))
-                .map_err(failed)
-        })
+        let echo = |stop: &AtomicBool| {
+            while !stop.load(Ordering::Relaxed) {
+                let (packets, _) = server.receive()?;
+                for _ in 0..packets {
+                    while !server.send(packet.len(), &packet)? {}
+                }
+            }
+            Ok(())
+        };
+        let client = || bounce(client.as_mut(), &packet, rounds);
+        let (trips, ()) = together("bouncing packets", (a, client), (b, echo))?;
+        Ok(trips)
     }
 
     /// Sends packets of `segment` bytes from the first end to the second for so long, in bursts as large as they may be.
@@ -249,50 +233,84 @@ impl Pair {
         let burst = vec![0x5a; count * segment];
         let [(a, sender), (b, receiver)] = &mut self.ends;
         drain(receiver.as_mut())?;
-        let stop = AtomicBool::new(false);
-        let start = Barrier::new(2);
-        let packets = AtomicU64::new(0);
-        let bytes = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            let sink = scope.spawn(|| {
-                b.run(|| {
-                    start.wait();
-                    while !stop.load(Ordering::Relaxed) {
-                        let got = receiver.receive()?;
-                        if got.0 > 0 {
-                            packets.fetch_add(got.0, Ordering::Relaxed);
-                            bytes.fetch_add(got.1, Ordering::Relaxed);
-                        }
-                    }
-                    Ok(())
-                })
-            });
-            let sent = a.run(|| -> io::Result<OneWay> {
-                start.wait();
-                let mut sent_bytes = 0;
-                let began = Instant::now();
-                while began.elapsed() < how_long {
-                    if sender.send(segment, &burst)? {
-                        sent_bytes += burst.len() as u64;
-                    }
+        let send = || {
+            let mut sent_bytes = 0;
+            let began = Instant::now();
+            while began.elapsed() < how_long {
+                if sender.send(segment, &burst)? {
+                    sent_bytes += burst.len() as u64;
                 }
-                Ok(OneWay {
-                    sent_bytes,
-                    ns: began.elapsed().as_nanos() as u64,
-                    received_bytes: bytes.load(Ordering::Relaxed),
-                    received_packets: packets.load(Ordering::Relaxed),
-                })
-            });
-            stop.store(true, Ordering::Relaxed);
-            let received = sink
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let received: io::Result<()> = received?;
-            let sent: io::Result<OneWay> = sent?;
-            sent.and_then(|sent| received.map(|()| sent))
-                .map_err(OpenError::system("sending one way"))
+            }
+            Ok((began, sent_bytes))
+        };
+        let receive = |stop: &AtomicBool| {
+            let mut got = (0, 0);
+            while !stop.load(Ordering::Relaxed) {
+                let more = receiver.receive()?;
+                got = (got.0 + more.0, got.1 + more.1);
+            }
+            let until = Instant::now();
+            // What is still on its way belongs to no later measurement.
+            let mut quiet_since = until;
+            while quiet_since.elapsed() < QUIET {
+                if receiver.receive()?.0 > 0 {
+                    quiet_since = Instant::now();
+                }
+            }
+            Ok((got, until))
+        };
+        let ((began, sent_bytes), (got, until)) =
+            together("sending one way", (a, send), (b, receive))?;
+        Ok(OneWay {
+            sent_bytes,
+            received_packets: got.0,
+            received_bytes: got.1,
+            ns: until.duration_since(began).as_nanos() as u64,
         })
     }
+}
+
+/// Runs `client` at one end and `server` at the other, which starts before and is told to stop when the client has ended.
+fn together<R: Send, S: Send>(
+    what: &str,
+    (a, client): (&End, impl FnOnce() -> io::Result<R> + Send),
+    (b, server): (&End, impl FnOnce(&AtomicBool) -> io::Result<S> + Send),
+) -> Result<(R, S), OpenError> {
+    /// Stops the server also when the client panics.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            b.run(|| {
+                ready.store(true, Ordering::Relaxed);
+                server(&stop)
+            })
+        });
+        let result = {
+            let _stop = Stop(&stop);
+            while !ready.load(Ordering::Relaxed) && !serving.is_finished() {
+                std::thread::yield_now();
+            }
+            // A server that has ended already says why below; the client then finds nobody.
+            match serving.is_finished() {
+                true => None,
+                false => Some(a.run(client)),
+            }
+        };
+        let served = serving
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let served = served?.map_err(OpenError::system(what))?;
+        match result {
+            Some(result) => Ok((result?.map_err(OpenError::system(what))?, served)),
+            None => Err(OpenError::system(what)(io::ErrorKind::BrokenPipe.into())),
+        }
+    })
 }
 
 /// Round trips of bare unconnected UDP sockets, both ends busy-polling.

@@ -52,3 +52,6 @@ pub const PCAP_PENDING: usize = 64 << 20;
 pub const PCAP_CHUNK: usize = 1 << 20;
 /// How often a recording reaches the disk at least.
 pub const PCAP_FLUSH: Duration = Duration::from_secs(1);
+/// How long a taken port is tried again: one whose owner just ended, or is a child between `fork` and `exec`, becomes free at once,
+/// which on a busy machine may take some scheduler slices.
+pub const PORT_WAIT: Duration = Duration::from_millis(500);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyv_roce::carrier::{Arrival, Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
+use hyv_roce::icrc;
 use hyv_roce::wire::{ethernet, ip, udp};
 
 use crate::addr::{self, ListenAddr, Owned, gid_of};
@@ -304,6 +305,8 @@ fn unpack(
         VNET_GSO_UDP_L4 if frame.gso_size > 0 => frame.gso_size,
         _ => return None,
     };
+    let counting =
+        ident.is_none_or(|ident| counts_on(ident, &src, dst, &header, payloads, segment));
     let mut packets = 0;
     for payload in payloads.chunks(segment) {
         take(&Arrival {
@@ -312,13 +315,34 @@ fn unpack(
             src_port: header.src_port,
             traffic_class,
             hop_limit,
-            // Segmentation counts on from the superframe's.
-            ident: ident.map(|ident: u16| ident.wrapping_add(packets as u16)),
+            ident: ident.map(|ident: u16| {
+                let step = if counting { packets as u16 } else { 0 };
+                ident.wrapping_add(step)
+            }),
             payload,
         });
         packets += 1;
     }
     Some((packets, payloads.len()))
+}
+
+/// Whether the identifications of a superframe's segments count on from its own. Segmentation does so; but a superframe may also be
+/// packets of one identification that were merged on the way in (`rx-udp-gro-forwarding`). The second packet's ICRC tells.
+fn counts_on(
+    ident: u16,
+    src: &Gid,
+    dst: &Gid,
+    header: &udp::Udp,
+    payloads: &[u8],
+    segment: usize,
+) -> bool {
+    match payloads.chunks(segment).nth(1) {
+        None => true,
+        Some(second) => {
+            let flow = icrc::Flow::new(src, dst, header.src_port);
+            flow.check(second, ident.wrapping_add(1)) || !flow.check(second, ident)
+        }
+    }
 }
 
 /// One's complement sum of a UDP pseudo header, not inverted: what offloading hardware and the kernel add the rest to.
@@ -525,5 +549,167 @@ impl Carrier for PacketCarrier {
 
     fn cheap_poll(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: [u8; 4] = [10, 0, 0, 1];
+    const B: [u8; 4] = [10, 0, 0, 2];
+
+    fn flow(dst: Gid) -> Flow {
+        Flow {
+            dst,
+            src_port: 0xc003,
+            traffic_class: 0xb8,
+            hop_limit: 0,
+            flow_label: 0x12345,
+        }
+    }
+
+    fn gids() -> [(Gid, Gid); 2] {
+        let v6 = |last: u8| {
+            let mut gid = [0xfd; 16];
+            gid[15] = last;
+            gid
+        };
+        [(ip::map_v4(A), ip::map_v4(B)), (v6(1), v6(2))]
+    }
+
+    /// A frame as a sender makes it: `gso_type`, `gso_size`, and what is behind the Ethernet header.
+    fn frame(src: &Gid, dst: &Gid, segment: usize, payloads: &[u8]) -> (u8, usize, Vec<u8>) {
+        let mut headers = [0; HEADERS];
+        let macs = ([2; 6], [4; 6]);
+        let burst = payloads.len() > segment;
+        let len = write_headers(
+            &mut headers,
+            macs,
+            (src, dst),
+            &flow(*dst),
+            UDP_PORT,
+            burst.then_some(segment),
+            payloads.len(),
+        );
+        let (vnet, rest) = headers[..len].split_at(VNET_BYTES);
+        let size = u16::from_ne_bytes([vnet[4], vnet[5]]).into();
+        assert_eq!((&rest[..6], &rest[6..12]), (&[4; 6][..], &[2; 6][..]));
+        let mut network = rest[ethernet::LEN..].to_vec();
+        network.extend_from_slice(payloads);
+        (vnet[1], size, network)
+    }
+
+    fn taken(
+        gso_type: u8,
+        gso_size: usize,
+        network: &[u8],
+        dst: &Gid,
+    ) -> Option<Vec<(Option<u16>, Vec<u8>)>> {
+        let mut got = Vec::new();
+        let frame = Frame {
+            gso_type,
+            gso_size,
+            network,
+            cut: false,
+        };
+        let counted = unpack(&frame, dst, &mut |arrival| {
+            assert_eq!((arrival.src_port, arrival.traffic_class), (0xc003, 0xb8));
+            assert_eq!((arrival.hop_limit, arrival.dst), (DEFAULT_HOP_LIMIT, *dst));
+            got.push((arrival.ident, arrival.payload.to_vec()));
+        })?;
+        assert_eq!(counted.0, got.len());
+        Some(got)
+    }
+
+    #[test]
+    fn what_is_sent_is_unpacked() {
+        for (src, dst) in gids() {
+            for (segment, len) in [(16, 16), (100, 301), (1044, 40 * 1044), (4000, 4000)] {
+                let payloads: Vec<u8> = (0..len).map(|at| at as u8).collect();
+                let (kind, size, network) = frame(&src, &dst, segment, &payloads);
+                let got = taken(kind, size, &network, &dst).unwrap();
+                let v4 = ip::mapped_v4(&src).is_some();
+                let wanted: Vec<_> = payloads
+                    .chunks(segment)
+                    .enumerate()
+                    .map(|(index, part)| (v4.then_some(index as u16), part.to_vec()))
+                    .collect();
+                assert!(got == wanted, "{len} bytes by {segment}");
+            }
+        }
+    }
+
+    #[test]
+    fn checksums_of_superframes_are_those_that_offload_completes() {
+        for (src, dst) in gids() {
+            let payloads: Vec<u8> = (0..1000u32).map(|at| (at * 7) as u8).collect();
+            let (_, _, network) = frame(&src, &dst, 100, &payloads);
+            let v4 = ip::mapped_v4(&src).zip(ip::mapped_v4(&dst));
+            let (_, datagram) = network.split_at(if v4.is_some() { 20 } else { 40 });
+            // The sum over everything, the prepared field included, is the right checksum.
+            let completed = ip::checksum(datagram);
+            let right = match v4 {
+                Some((src, dst)) => udp::checksum(&src, &dst, datagram),
+                None => udp::checksum(&src, &dst, datagram),
+            };
+            assert_eq!(completed, right);
+        }
+    }
+
+    #[test]
+    fn merged_packets_of_one_identification_keep_it() {
+        let (src, dst) = gids()[0];
+        let icrc = icrc::Flow::new(&src, &dst, 0xc003);
+        for (first, step) in [(0, 0), (0, 1), (7, 0), (u16::MAX - 1, 1)] {
+            let mut payloads = vec![0x33; 5 * 64];
+            let mut wanted = Vec::new();
+            for (index, packet) in payloads.chunks_mut(64).enumerate() {
+                let ident = first.wrapping_add(step * index as u16);
+                icrc.seal(packet, ident);
+                wanted.push(Some(ident));
+            }
+            let (kind, size, mut network) = frame(&src, &dst, 64, &payloads);
+            let (mut header, _) = ip::V4::parse(&network).unwrap();
+            header.ident = first;
+            header.emit(&mut network);
+            let got = taken(kind, size, &network, &dst).unwrap();
+            let idents: Vec<_> = got.iter().map(|(ident, _)| *ident).collect();
+            assert_eq!(idents, wanted);
+        }
+    }
+
+    #[test]
+    fn frames_that_are_no_packets_are_refused() {
+        for (src, dst) in gids() {
+            let (kind, size, network) = frame(&src, &dst, 100, &[1; 100]);
+            assert!(taken(kind, size, &network, &dst).is_some());
+            // Cut anywhere; with bytes behind, which are padding; with every byte of the headers changed.
+            for len in 0..network.len() {
+                assert!(taken(kind, size, &network[..len], &dst).is_none(), "{len}");
+            }
+            let mut padded = network.clone();
+            padded.extend_from_slice(&[0; 18]);
+            assert!(taken(kind, size, &padded, &dst).is_some());
+            let headers = header_bytes(addr::ip_of(&src));
+            for at in 0..headers {
+                let mut broken = network.clone();
+                broken[at] ^= 0x21;
+                let frame = Frame {
+                    gso_type: kind,
+                    gso_size: size,
+                    network: &broken,
+                    cut: false,
+                };
+                let _ = unpack(&frame, &dst, &mut |arrival| {
+                    assert!(arrival.payload.len() <= broken.len());
+                });
+            }
+            // Kinds of segmentation that are not UDP's, or of no size.
+            assert!(taken(1, 50, &network, &dst).is_none());
+            assert!(taken(VNET_GSO_UDP_L4, 0, &network, &dst).is_none());
+            let two = taken(VNET_GSO_UDP_L4 | VNET_GSO_ECN, 50, &network, &dst);
+            assert_eq!(two.unwrap().len(), 2);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyv_roce::carrier::{Arrival, Carrier, DEFAULT_HOP_LIMIT, Flow, Gid, Sent, UDP_PORT};
 use hyv_roce::wire::ip;
@@ -92,16 +93,24 @@ impl UdpCarrier {
 /// Binds UDP port 4791 of an address.
 pub(crate) fn bind_roce_port(own: &Owned) -> Result<Socket, OpenError> {
     let socket = Socket::udp(own.ip).map_err(OpenError::system("making a UDP socket"))?;
-    match socket.bind(&RawAddr::ip(own.ip, UDP_PORT, own.scope)) {
-        Ok(()) => Ok(socket),
-        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => Err(OpenError::PortTaken {
-            ip: own.ip,
-            owner: owner::of_udp_port(own.ip, UDP_PORT),
-        }),
-        Err(error) => Err(OpenError::System {
-            what: format!("binding UDP port {UDP_PORT} of {}", own.ip),
-            error,
-        }),
+    let patience = Instant::now() + limits::PORT_WAIT;
+    loop {
+        let Err(error) = socket.bind(&RawAddr::ip(own.ip, UDP_PORT, own.scope)) else {
+            return Ok(socket);
+        };
+        if error.raw_os_error() != Some(libc::EADDRINUSE) {
+            return Err(OpenError::System {
+                what: format!("binding UDP port {UDP_PORT} of {}", own.ip),
+                error,
+            });
+        }
+        if Instant::now() > patience {
+            return Err(OpenError::PortTaken {
+                ip: own.ip,
+                owner: owner::of_udp_port(own.ip, UDP_PORT),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

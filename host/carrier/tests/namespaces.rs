@@ -304,3 +304,94 @@ fn descriptors_become_readable_and_stay_so_until_all_is_taken() {
         }
     }
 }
+
+#[test]
+fn no_packet_is_ever_fragmented() {
+    need_namespaces!();
+    let (a, b) = pair(1500);
+    for (at_a, at_b, headers) in [("10.71.0.1", "10.71.0.2", 28), ("fd71::1", "fd71::2", 48)] {
+        for choice in BOTH {
+            let (mut left, _) = a.open(choice, at_a);
+            let (mut right, _) = b.open(choice, at_b);
+            let flow = common::flow(&*left, &*right, 0, 0, 64);
+            let fits = 1500 - headers;
+            common::send(&mut *left, &flow, fits, &vec![1; fits]);
+            assert_eq!(common::receive(&mut *right, 1)[0].payload.len(), fits);
+            assert_eq!(left.send(&flow, fits + 1, &vec![1; fits + 1]), Sent::Lost);
+            assert_eq!(left.send(&flow, fits + 1, &vec![1; 3 * fits]), Sent::Lost);
+            // A refused burst does not end offload.
+            assert_eq!(left.burst(&flow).0, 64);
+        }
+    }
+}
+
+#[test]
+fn without_the_capability_auto_falls_back_and_packet_says_why() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    need_namespaces!();
+    let (a, b) = pair(1500);
+    let (mut left, info, error) = a.run(|| {
+        // Of this thread alone.
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).unwrap();
+        let addr = "10.71.0.1".parse().unwrap();
+        let error = open(Choice::Packet, &addr, &Options::default()).err();
+        let (carrier, info) = open(Choice::Auto, &addr, &Options::default()).unwrap();
+        (carrier, info, error.unwrap().to_string())
+    });
+    assert!(
+        error.contains("CAP_NET_RAW") && error.contains("--carrier udp"),
+        "{error}"
+    );
+    assert_eq!(info.carrier, Kind::Udp);
+    let line = info.to_string();
+    assert!(
+        line.contains("CAP_NET_RAW") && line.contains("16 of 32"),
+        "{line}"
+    );
+    let (mut right, _) = b.open(Choice::Auto, "10.71.0.2");
+    icrcs_are_right(&mut *left, &mut *right);
+    icrcs_are_right(&mut *right, &mut *left);
+}
+
+#[test]
+fn interfaces_without_ethernet_are_for_udp() {
+    need_namespaces!();
+    let a = Netns::new();
+    if let Err(error) = a.try_ip("tuntap add dev hyvc0 mode tun") {
+        eprintln!("skipped: no tun interface: {error}");
+        return;
+    }
+    a.ip("addr add 10.75.0.1/24 dev hyvc0");
+    a.ip("link set hyvc0 up");
+    let addr = "10.75.0.1".parse().unwrap();
+    let error = a.run(|| open(Choice::Packet, &addr, &Options::default()).err());
+    let error = error.unwrap().to_string();
+    assert!(
+        error.contains("hyvc0") && error.contains("--carrier udp"),
+        "{error}"
+    );
+    let (_, info) = a.open(Choice::Auto, "10.75.0.1");
+    assert_eq!((info.carrier, info.note.is_some()), (Kind::Udp, true));
+}
+
+#[test]
+fn a_changed_mtu_is_seen() {
+    need_namespaces!();
+    let (a, _b) = pair(1500);
+    for choice in BOTH {
+        a.ip("link set hyvc0 mtu 1500");
+        let (left, _) = a.open(choice, "10.71.0.1");
+        assert_eq!(left.link_mtu(), 1500);
+        a.ip("link set hyvc0 mtu 4300");
+        let patience = Instant::now() + Duration::from_secs(10);
+        while left.link_mtu() != 4300 {
+            assert!(Instant::now() < patience);
+            std::thread::yield_now();
+        }
+    }
+}

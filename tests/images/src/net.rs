@@ -173,7 +173,7 @@ pub(crate) fn calls() -> Verdict {
     let len = number("len").unwrap_or(8 << 20);
     rt::ready();
     let open = || {
-        let mut stream = TcpStream::connect(&net, (to, port), LIMIT)?;
+        let mut stream = TcpStream::connect(&net, to, port, Some(LIMIT))?;
         stream.set_timeout(Some(LIMIT));
         Ok::<_, Error>(stream)
     };
@@ -226,16 +226,16 @@ pub(crate) fn calls() -> Verdict {
     let short = Duration::from_millis(200);
     must_fail("silence", asked(b's', short), Error::TimedOut)?;
     if let Some(closed) = number("closed") {
-        let got = TcpStream::connect(&net, (to, closed as u16), LIMIT).map(|_| ());
+        let got = TcpStream::connect(&net, to, closed as u16, Some(LIMIT)).map(|_| ());
         must_fail("closed port", got, Error::Refused)?;
     }
     if let Some(silent) = rt::args().get("silent") {
         let silent: IpAddress = silent.parse().map_err(|()| "silent: no address")?;
-        let got = TcpStream::connect(&net, (silent, port), short).map(|_| ());
+        let got = TcpStream::connect(&net, silent, port, Some(short)).map(|_| ());
         must_fail("silent host", got, Error::TimedOut)?;
     }
     let multicast: IpAddress = IpAddress::v4(0, 0, 0, 0);
-    let got = TcpStream::connect(&net, (multicast, port), short).map(|_| ());
+    let got = TcpStream::connect(&net, multicast, port, Some(short)).map(|_| ());
     must_fail("no address", got, Error::Unaddressable)?;
     let mut listener = TcpListener::bind(&net, 1).map_err(|e| e.to_string())?;
     must_fail(

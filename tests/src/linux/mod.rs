@@ -7,6 +7,7 @@
 //! | [`Net`], [`Host`] | a switch in a namespace; a namespace on it where programs of this machine run |
 //! | [`Peer`], [`Job`] | such a Linux, and the commands that run in it |
 //! | [`Capture`] | what a peer sent and received |
+//! | [`Ours`] | our programs on a [`Host`], natively or in a guest, as an end of exchanges |
 //! | [`matrix`] | a table of exchanges between an end of ours and a peer |
 //! | [`Skip`], [`or_skip!`](crate::or_skip) | why there can be none here |
 //!
@@ -37,6 +38,7 @@ mod cpio;
 mod kit;
 pub mod matrix;
 mod net;
+mod ours;
 mod packages;
 mod peer;
 mod skip;
@@ -44,6 +46,7 @@ mod skip;
 pub use capture::{Capture, Packet};
 pub use kit::Kit;
 pub use net::{Family, Host, Net, Node};
+pub use ours::{Ours, Side};
 pub use peer::{Booting, Job, Output, Peer};
 pub use skip::Skip;
 

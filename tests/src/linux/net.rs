@@ -257,6 +257,69 @@ impl Host {
         entered
     }
 
+    /// Loses this percentage of the RoCEv2 packets (UDP 4791) that are sent to it, from now on; all others pass. 0 loses
+    /// none. A packet that the sender's kernel has not cut into segments yet is lost as a whole.
+    ///
+    /// Linux has netem for that, but not every host's; a queue without room and a filter that draws lots do as well.
+    ///
+    /// # Errors
+    /// This kernel has no HTB or no filters in BPF.
+    ///
+    /// # Panics
+    /// When `percent` is above 100.
+    pub fn loss(&self, percent: f64) -> Result<(), Skip> {
+        assert!((0.0..=100.0).contains(&percent), "{percent}% of loss");
+        let port = self.port();
+        let _ = self.tc(&format!("qdisc del dev {port} root"));
+        if percent == 0.0 {
+            return Ok(());
+        }
+        self.tc(&format!(
+            "qdisc add dev {port} root handle 1: htb default 10"
+        ))?;
+        for class in ["1:10", "1:20"] {
+            self.tc(&format!(
+                "class add dev {port} parent 1: classid {class} htb rate 100gbit quantum 60000"
+            ))?;
+        }
+        self.tc(&format!("qdisc add dev {port} parent 1:20 pfifo limit 0"))?;
+        self.tc(&format!(
+            "filter add dev {port} parent 1: bpf bytecode {} classid 1:20",
+            lots(percent)
+        ))?;
+        Ok(())
+    }
+
+    /// How many packets [`Self::loss`] has lost since it was called.
+    ///
+    /// # Panics
+    /// When Linux does not tell.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        let told = self.tc(&format!("-s qdisc show dev {} parent 1:20", self.port()));
+        let told = told.unwrap_or_else(|e| panic!("{e}"));
+        let count = told.split_once("(dropped ").map(|(_, rest)| rest);
+        let count = count.and_then(|rest| rest.split(',').next()?.parse().ok());
+        count.unwrap_or_else(|| panic!("no count of losses in: {told}"))
+    }
+
+    /// Its port of the switch.
+    fn port(&self) -> String {
+        format!("veth{}", self.node.number)
+    }
+
+    /// Runs `tc WORDS` on the switch. The byte code of a filter is one word, with `_` in place of blanks.
+    fn tc(&self, words: &str) -> Result<String, Skip> {
+        let words: Vec<String> = words.split(' ').map(|w| w.replace('_', " ")).collect();
+        let switch = self.net.switch();
+        let line = [
+            &["netns", "exec", &switch, "tc"][..],
+            &words.iter().map(String::as_str).collect::<Vec<_>>(),
+        ]
+        .concat();
+        ip(&line)
+    }
+
     /// Runs `ip WORDS` on it, for further addresses, routes and links.
     ///
     /// # Panics
@@ -270,6 +333,27 @@ impl Drop for Host {
     fn drop(&mut self) {
         remove(|name| name == self.name);
     }
+}
+
+/// A filter in classic BPF, as `tc` takes it with `_` in place of blanks, that matches `percent` of the UDP packets to port
+/// 4791, over IPv4 without options and over IPv6 without further headers.
+fn lots(percent: f64) -> String {
+    // Saturates at 100%, of which one in 2^32 passes.
+    let least = (percent / 100.0 * 4_294_967_296.0) as u32;
+    let program = [
+        "40_0_0_12".to_owned(),         // 0: the Ethernet type
+        "21_0_2_2048".to_owned(),       // 1: IPv4? else 4
+        "40_0_0_36".to_owned(),         // 2: its destination port
+        "5_0_0_2".to_owned(),           // 3: to 6
+        "21_0_5_34525".to_owned(),      // 4: IPv6? else 10
+        "40_0_0_56".to_owned(),         // 5: its destination port
+        "21_0_3_4791".to_owned(),       // 6: RoCEv2? else 10
+        "32_0_0_4294963256".to_owned(), // 7: a random word (SKF_AD_RANDOM)
+        format!("53_1_0_{least}"),      // 8: at least this? then 10
+        "6_0_0_4294967295".to_owned(),  // 9: matches
+        "6_0_0_0".to_owned(),           // 10: does not
+    ];
+    format!("{},{}", program.len(), program.join(","))
 }
 
 /// New interfaces have no IPv6 address of their own making in `namespace`, and find no routers.

@@ -144,14 +144,15 @@ impl fmt::Debug for TcpStream {
 }
 
 impl TcpStream {
-    /// Connects to `port` at `address`.
+    /// Connects to `port` at `address`. `limit` none: tries for ever.
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::TimedOut`] after `limit`, [`Error::Unaddressable`], [`Error::NoPort`], [`Error::Ending`].
     pub fn connect(
         net: &Net,
-        (address, port): (impl Into<IpAddress>, u16),
-        limit: Duration,
+        address: impl Into<IpAddress>,
+        port: u16,
+        limit: Option<Duration>,
     ) -> Result<Self, Error> {
         let to = IpEndpoint::new(address.into(), port);
         let socket = net.with(|stack, _| {
@@ -167,7 +168,7 @@ impl TcpStream {
             limit: None,
             finished: false,
         };
-        let connected = net.until(Some(limit), true, |stack| match stack.tcp(socket).state() {
+        let connected = net.until(limit, true, |stack| match stack.tcp(socket).state() {
             State::SynSent | State::SynReceived => None,
             State::Closed => Some(Err(Error::Refused)),
             _ => Some(Ok(())),

@@ -79,7 +79,7 @@ fn polls(world: &World, net: &Net) {
 }
 
 fn connect(net: &Net, to: IpAddress) -> Result<TcpStream, Error> {
-    let mut stream = TcpStream::connect(net, (to, PORT), LIMIT)?;
+    let mut stream = TcpStream::connect(net, to, PORT, Some(LIMIT))?;
     stream.set_timeout(Some(LIMIT));
     Ok(stream)
 }
@@ -131,7 +131,7 @@ fn nobody_is_there() {
     let start = world.now_ns();
     let silent = IpAddress::v4(10, 0, 0, 77);
     let limit = Duration::from_millis(700);
-    let e = TcpStream::connect(&a, (silent, PORT), limit).unwrap_err();
+    let e = TcpStream::connect(&a, silent, PORT, Some(limit)).unwrap_err();
     assert_eq!(e, Error::TimedOut);
     let took = world.now_ns() - start;
     assert!(
@@ -144,10 +144,10 @@ fn nobody_is_there() {
 fn no_address_to_call_from_or_to() {
     let world = World::new(1, Faults::default());
     let a = world.net(0, "10.0.0.1/24");
-    let to = |address| TcpStream::connect(&a, (address, PORT), LIMIT).unwrap_err();
+    let to = |address| TcpStream::connect(&a, address, PORT, Some(LIMIT)).unwrap_err();
     assert_eq!(to(IpAddress::v4(0, 0, 0, 0)), Error::Unaddressable);
     assert_eq!(
-        TcpStream::connect(&a, (b4(), 0), LIMIT).unwrap_err(),
+        TcpStream::connect(&a, b4(), 0, Some(LIMIT)).unwrap_err(),
         Error::Unaddressable
     );
 }
@@ -236,7 +236,7 @@ fn a_backlog_holds_connections_and_survives_those_that_give_up() {
     polls(&world, &b);
     let mut streams: Vec<_> = (0..BACKLOG).map(|_| connect(&a, b4()).unwrap()).collect();
     let limit = Duration::from_secs(1);
-    let full = TcpStream::connect(&a, (b4(), PORT), limit).unwrap_err();
+    let full = TcpStream::connect(&a, b4(), PORT, Some(limit)).unwrap_err();
     assert_eq!(full, Error::Refused);
     streams.remove(1).reset();
     for stream in &mut streams {
@@ -306,7 +306,7 @@ fn a_connect_that_is_given_up_is_never_accepted() {
     let calls = Rc::new(RefCell::new(Vec::new()));
     let noted = Rc::clone(&calls);
     world.act(move || {
-        let e = TcpStream::connect(&b, (to, PORT), Duration::ZERO).unwrap_err();
+        let e = TcpStream::connect(&b, to, PORT, Some(Duration::ZERO)).unwrap_err();
         noted.borrow_mut().push(e);
     });
     let e = listener

@@ -68,9 +68,8 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
     let Some(wr) = next_send(host, qp.request.sq_ring, qp.request.sq_log2, qp.sq_head) else {
         return false;
     };
-    let (mut peer, sq_head) = (qp.attr.dest_qp_num, qp.sq_head);
+    let mut peer = qp.attr.dest_qp_num;
     let ty = QpType::from_u32(qp.request.qp_type).unwrap();
-    let signaled = wr.flags & flags::SIGNALED != 0 || qp.request.sig_all != 0;
     if ty == QpType::Ud {
         if !d.ahs.contains_key(&(wr.remote as u32)) {
             return fail(host, d, handle, &wr, WcStatus::LocQpOpErr);
@@ -155,8 +154,7 @@ fn serve(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
     if wr.opcode == WrOpcode::SendInv {
         invalidate(d, wr.imm);
     }
-    let signaled_back = back.filter(|_| signaled || !wr.sges.is_empty());
-    succeed(host, d, handle, &wr, len, signaled_back)
+    succeed(host, d, handle, &wr, len, back)
 }
 
 fn succeed(

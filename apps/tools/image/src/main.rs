@@ -99,7 +99,7 @@ fn pingpong() -> Result<(), String> {
                 IpAddr::V4(a) => IpAddress::Ipv4(a),
                 IpAddr::V6(a) => IpAddress::Ipv6(a),
             };
-            let stream = TcpStream::connect(&net, ip, port, Some(Duration::from_secs(10)))
+            let stream = TcpStream::connect(&net, (ip, port), Some(Duration::from_secs(10)))
                 .map_err(|e| format!("cannot connect to {address} port {port}: {e}"))?;
             (pingpong::Role::Client, stream)
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hyv_carrier::{Choice, Info, Options, open, sys::netns};
 use hyv_roce::carrier::Carrier;
@@ -14,18 +15,27 @@ pub struct Netns {
     name: String,
 }
 
-fn ip(arguments: &str) {
+fn try_ip(arguments: &str) -> Result<(), String> {
     let output = Command::new("ip")
         .args(arguments.split_ascii_whitespace())
         .output()
         .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {error}");
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+fn ip(arguments: &str) {
+    if let Err(error) = try_ip(arguments) {
+        panic!("ip {arguments}: {error}");
+    }
 }
 
 /// Why there can be no namespaces here, if so.
 pub fn unavailable() -> Option<String> {
-    let name = format!("hyvc-{}-probe", std::process::id());
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("hyvc-{}-probe{number}", std::process::id());
     match Command::new("ip").args(["netns", "add", &name]).output() {
         Err(error) => Some(format!("no `ip` program ({error})")),
         Ok(output) if !output.status.success() => Some(format!(
@@ -39,10 +49,18 @@ pub fn unavailable() -> Option<String> {
     }
 }
 
-/// Says why and returns from the test, where namespaces cannot be had.
+/// Held by a test while it lasts: a child that another test forks holds copies of all sockets, and so their ports, until it
+/// becomes another program, which on a busy machine takes a while.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says why and returns from the test, where namespaces cannot be had; else the test has them to itself.
 #[macro_export]
 macro_rules! need_namespaces {
     () => {
+        let _turn = $crate::common::net::one_at_a_time();
         if let Some(reason) = $crate::common::net::unavailable() {
             eprintln!("skipped: {reason}");
             return;
@@ -63,6 +81,11 @@ impl Netns {
     /// Runs `ip` inside.
     pub fn ip(&self, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.name));
+    }
+
+    /// The same, where it may fail.
+    pub fn try_ip(&self, arguments: &str) -> Result<(), String> {
+        try_ip(&format!("-n {} {arguments}", self.name))
     }
 
     pub fn path(&self) -> PathBuf {

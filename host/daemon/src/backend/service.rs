@@ -589,6 +589,9 @@ impl Service {
     fn shut_down(&mut self) {
         self.listener = None;
         self.pending.clear();
+        if self.cm.has_wire() {
+            tracing::debug!("connection management: {:?}", self.cm.mad_stats());
+        }
         let mut keys: Vec<UserKey> = self.users.keys().copied().collect();
         keys.sort_unstable();
         for key in keys {

@@ -268,7 +268,6 @@ impl Links {
     }
 
     /// Conversations.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         debug_assert!(
             self.by_remote

@@ -11,6 +11,7 @@
 
 mod arrive;
 mod calls;
+pub mod checks;
 mod link;
 mod message;
 mod ports;

@@ -176,12 +176,22 @@ fn bad_hellos_are_refused_with_the_reason() {
             refuse(Errno::Inval, Reason::None),
         ),
         (
-            Hello { version: 2, ..good }.as_bytes().to_vec(),
+            Hello {
+                version: good.version + 1,
+                ..good
+            }
+            .as_bytes()
+            .to_vec(),
             refuse(Errno::ProtoNoSupport, Reason::BadVersion),
         ),
         // A later version may say more, or less.
         (
-            Hello { version: 2, ..good }.as_bytes()[..8].to_vec(),
+            Hello {
+                version: good.version + 1,
+                ..good
+            }
+            .as_bytes()[..8]
+                .to_vec(),
             refuse(Errno::ProtoNoSupport, Reason::BadVersion),
         ),
         (

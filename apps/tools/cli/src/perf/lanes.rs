@@ -36,7 +36,7 @@ const SILENCE_NS: u64 = 1_000_000_000;
 /// RAM of the partners in this process: two buffers of 4 MiB and samples for each of three.
 const PARTNER_RAM: u64 = 48 << 20;
 /// RAM of the guest: buffers and the runtime, and what `reg_mr` is measured with (never touched, so never backed).
-const GUEST_RAM: u64 = (64 << 20) + REGISTERED as u64;
+const GUEST_RAM: u64 = (256 << 20) + REGISTERED as u64;
 /// Length of the slices in which VM exits are counted.
 const EXITS_SLICE: Duration = Duration::from_millis(400);
 /// Port of the first agent; the others take the next ones.

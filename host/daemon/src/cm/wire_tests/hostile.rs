@@ -326,3 +326,51 @@ fn noise_changes_nothing() {
     }
     assert!(p.net.nodes[0].cm.mad_stats().malformed > 1000);
 }
+
+#[test]
+fn the_corpus_of_conversations() {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/conversation");
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        println!("{}", path.display());
+        checks::conversation(&bytes);
+        seen.push(bytes);
+    }
+    assert!(seen.len() >= 11);
+    // And what comes of them when they are cut up and put together.
+    let seed = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64;
+    let seed = std::env::var("CM_SEED").map_or(seed, |s| s.parse().unwrap());
+    println!("CM_SEED={seed}");
+    let mut rng = Rng(seed);
+    for _ in 0..3000 {
+        let mut bytes = Vec::new();
+        for _ in 0..1 + rng.below(6) {
+            if rng.chance(300) {
+                let steps = [3, 4, 0xfd, 0x2d];
+                bytes.push(steps[rng.below(4) as usize]);
+            } else if rng.chance(500) {
+                bytes.extend([
+                    1,
+                    rng.next() as u8,
+                    rng.next() as u8,
+                    0,
+                    6,
+                    rng.next() as u8,
+                ]);
+            } else {
+                bytes.extend(&seen[rng.below(seen.len() as u64) as usize]);
+            }
+        }
+        for _ in 0..rng.below(6) {
+            let at = rng.below(bytes.len() as u64) as usize;
+            bytes[at] = rng.next() as u8;
+        }
+        checks::conversation(&bytes);
+    }
+}
