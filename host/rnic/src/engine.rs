@@ -627,7 +627,7 @@ impl Engine {
     /// On true the driver sleeps until a kick, at most for [`Engine::next_timer_ns`], and calls [`Engine::wake_up`].
     #[must_use]
     pub fn doze(&mut self) -> bool {
-        if !self.backlog.is_empty() {
+        if !self.backlog.is_empty() || self.wire.as_ref().is_some_and(|w| w.is_waiting()) {
             return false;
         }
         self.dozing = true;

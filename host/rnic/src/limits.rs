@@ -55,3 +55,6 @@ pub const MAX_MADS: usize = 4_096;
 pub const MAX_BURST: usize = 65_000;
 /// Copies of work requests kept for reuse.
 pub const WR_POOL: usize = 1_024;
+/// How long the acknowledgement of a message that was delivered to a user waits for the user's reply, to travel with it, ns: what
+/// sending it alone would keep the engine from sending the reply.
+pub const ACK_DELAY_NS: u64 = 4_000;

@@ -244,7 +244,7 @@ fn our_responder_answers_as_linux_did() {
                     hop_limit: 64,
                     bytes,
                 });
-            for _ in 0..3 {
+            for _ in 0..8 {
                 e.poll();
                 clock.advance(1000);
             }

@@ -19,7 +19,7 @@ mod rx;
 mod tx;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use hyv_abi::control::{Counters, QpAttr};
 use hyv_abi::types::{Errno, QpState, QpType, Reason, VerbError};
@@ -53,6 +53,8 @@ pub(crate) struct Wire {
     timers: BinaryHeap<Reverse<(u64, usize, u32)>>,
     /// QPs with something to send after packets came.
     ready: Vec<usize>,
+    /// QPs whose acknowledgement waits for company, by when it stops to ([`WireQp::lazy`]).
+    lazy: VecDeque<(u64, usize)>,
     /// Turns since the last packet, in looks.
     quiet_turns: u32,
     solver: IdentSolver,
@@ -74,6 +76,7 @@ impl Wire {
             burst: Burst::new(),
             timers: BinaryHeap::new(),
             ready: Vec::new(),
+            lazy: VecDeque::new(),
             quiet_turns: WIRE_QUIET_TURNS,
             solver: IdentSolver::new(),
             crcs: vec![None; CRC_CACHE],
@@ -87,6 +90,11 @@ impl Wire {
     /// The device's GID.
     pub fn local(&self) -> Gid {
         self.local
+    }
+
+    /// Whether something waits that is due in a moment.
+    pub fn is_waiting(&self) -> bool {
+        !self.lazy.is_empty() || self.mads.waits()
     }
 
     /// When the first timer is due, ns.
@@ -352,14 +360,17 @@ impl Engine {
         w.send_mads();
         let mut ready = std::mem::take(&mut w.ready);
         let timers = !w.timers.is_empty();
+        let lazy = !w.lazy.is_empty();
         self.wire = Some(w);
         for slot in ready.drain(..) {
             if self.qps[slot].is_some() {
                 moved += self.run(slot);
             }
         }
-        if timers {
-            moved += self.poll_wire_timers();
+        if timers || lazy {
+            let now = (self.config.clock)();
+            moved += self.poll_lazy(now);
+            moved += self.poll_wire_timers(now);
         }
         if !self.doomed.is_empty() {
             self.fail_doomed();
@@ -368,7 +379,7 @@ impl Engine {
             return (moved, 1);
         };
         w.ready = ready;
-        let turns = if w.cheap || w.mads.waits() {
+        let turns = if w.cheap || w.is_waiting() {
             1
         } else if w.quiet_turns < WIRE_QUIET_TURNS {
             if self.is_busy() { WIRE_BUSY_TURNS } else { 1 }
@@ -378,8 +389,24 @@ impl Engine {
         (moved, turns)
     }
 
-    fn poll_wire_timers(&mut self) -> usize {
-        let now = (self.config.clock)();
+    /// Sends acknowledgements that have waited long enough.
+    fn poll_lazy(&mut self, now: u64) -> usize {
+        let mut moved = 0;
+        while let Some(w) = self.wire.as_mut()
+            && let Some(&(until, slot)) = w.lazy.front()
+            && until <= now
+        {
+            w.lazy.pop_front();
+            let waits = |q: &WireQp| q.lazy == Some(until);
+            let qp = self.qps[slot].as_ref();
+            if qp.is_some_and(|qp| qp.wire.as_deref().is_some_and(waits)) {
+                moved += self.run(slot);
+            }
+        }
+        moved
+    }
+
+    fn poll_wire_timers(&mut self, now: u64) -> usize {
         let mut moved = 0;
         while let Some(w) = self.wire.as_mut()
             && let Some(&Reverse((at, slot, qpn))) = w.timers.peek()

@@ -38,6 +38,8 @@ pub(crate) struct WireQp {
     pub(super) event: u64,
     /// When its entry in the heap of timers is due.
     pub(super) armed: Option<u64>,
+    /// An acknowledgement waits until then (ns) for something to travel with.
+    pub(super) lazy: Option<u64>,
     /// It is in the list of QPs that have something to send.
     pub(super) is_ready: bool,
 }
@@ -73,6 +75,7 @@ impl WireQp {
             stuck: None,
             event: 0,
             armed: None,
+            lazy: None,
             is_ready: false,
         }
     }

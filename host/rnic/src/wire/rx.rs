@@ -15,6 +15,7 @@ use super::{End, Wire, WireQp, scatter};
 use crate::engine::Engine;
 use crate::exec::complete::Arrived;
 use crate::exec::receives;
+use crate::limits::ACK_DELAY_NS;
 use crate::mem::Bytes;
 use crate::recv::RecvWr;
 
@@ -102,6 +103,18 @@ impl Engine {
                 self.established(slot);
             }
             self.request(slot, &mut q, &repr, packet.payload());
+            // The user that got it may answer at once: then both go together.
+            let delivered = matches!(info.operation, Operation::Send) && info.position.ends();
+            match &q.receiver {
+                Receiver::Rc(r) if delivered && r.lone_ack().is_some() => {
+                    if q.lazy.is_none() {
+                        let until = w.now + ACK_DELAY_NS;
+                        q.lazy = Some(until);
+                        w.lazy.push_back((until, slot));
+                    }
+                }
+                _ => q.lazy = None,
+            }
             End::Open
         };
         self.settle(w, slot, &mut q, end.before());

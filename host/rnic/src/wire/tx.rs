@@ -172,7 +172,13 @@ impl Engine {
                 self.put_in_backlog(slot);
                 break;
             }
-            let step = match self.send_answer(w, slot, q) {
+            let company = q.lazy.is_some_and(|until| now < until);
+            let answer = if company {
+                Step::Idle
+            } else {
+                self.send_answer(w, slot, q)
+            };
+            let step = match answer {
                 Step::Idle => {
                     if let Receiver::Rc(r) = &q.receiver
                         && r.is_finished()
@@ -315,6 +321,7 @@ impl Engine {
         if let Receiver::Rc(r) = &mut q.receiver {
             r.sent(n);
         }
+        q.lazy = None;
         Step::Sent(w.burst.used)
     }
 
@@ -381,7 +388,15 @@ impl Engine {
         if w.burst.count == 0 {
             return Step::Idle;
         }
+        let ack = self.append_ack(w, q);
         let sent = self.send_burst(w, slot, q);
+        if ack
+            && sent != Sent::Busy
+            && let Receiver::Rc(r) = &mut q.receiver
+        {
+            r.sent(1);
+            q.lazy = None;
+        }
         let Some(r) = q.requester.as_mut() else {
             return Step::Idle;
         };
@@ -397,6 +412,29 @@ impl Engine {
             self.settle(w, slot, q, usize::MAX);
         }
         Step::Sent(w.burst.used)
+    }
+
+    /// Puts an acknowledgement that waits for company at the end of a burst, if it fits there.
+    fn append_ack(&self, w: &mut Wire, q: &WireQp) -> bool {
+        let Receiver::Rc(r) = &q.receiver else {
+            return false;
+        };
+        let Some(Answer::Ack { psn, msn }) = r.lone_ack() else {
+            return false;
+        };
+        let mut repr = Repr {
+            bth: Bth::new(Opcode::RcAcknowledge, q.dest_qpn, psn.get()),
+            ext: Extension::Aeth(Aeth {
+                syndrome: Syndrome::ACK,
+                msn,
+            }),
+        };
+        let fits = w.burst.fits(repr.buffer_len(0));
+        if fits {
+            let ident = w.next_ident();
+            w.burst.append(&q.crc, ident, &mut repr, 0, |_| {});
+        }
+        fits
     }
 
     /// Fetches the next work request and makes a message of it; gives its place in flight. What cannot go becomes

@@ -613,6 +613,16 @@ impl Responder {
         !self.out.is_empty()
     }
 
+    /// The acknowledgement that waits, if nothing else does.
+    #[inline]
+    #[must_use]
+    pub fn lone_ack(&self) -> Option<Answer> {
+        match self.out.front() {
+            Some(Out::Plain(ack @ Answer::Ack { .. })) if self.out.len() == 1 => Some(*ack),
+            _ => None,
+        }
+    }
+
     /// The next answer; of READ data at most `most` packets.
     #[must_use]
     pub fn answer(&self, most: u32) -> Option<Answer> {
