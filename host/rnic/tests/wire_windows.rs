@@ -170,7 +170,7 @@ fn local_operations_keep_their_place_among_messages() {
     let read = read.to(&r.p.a.mr, 5000);
     let write = |id| Wr::new(WrOpcode::Write, id).inline(&[id as u8; 9]);
     for wr in [
-        read.clone(),
+        read,
         write(2).to(&r.p.a.mr, 100),
         Wr::bind(3, k, n, REMOTE, &r.mr, 0, 64),
         Wr::new(WrOpcode::Send, 4).inline(&n.to_ne_bytes()),
