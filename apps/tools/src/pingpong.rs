@@ -102,6 +102,10 @@ pub enum Role {
     Client,
 }
 
+/// How long a side answers after its last completion: four times the peer's time-out (the stock programs' 67 ms). If the
+/// acknowledgement of the peer's last message was lost, it sends that again, and Soft-RoCE does so for ever.
+const LINGER: Duration = Duration::from_millis(270);
+
 /// What a side tells the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Endpoint {
@@ -159,6 +163,9 @@ pub struct Outcome {
     pub bytes: u64,
     /// Time, ns.
     pub elapsed_ns: u64,
+    /// The peer did not acknowledge the last message, of which nothing more was to come: it has ended, or its
+    /// acknowledgement was lost and then it ended.
+    pub unacknowledged: bool,
 }
 
 /// Why it ended early.
@@ -426,8 +433,15 @@ impl Side<'_> {
             sending = true;
         }
         let start = self.context.now_ns();
+        let mut unacknowledged = false;
         while sent < n || received < n {
             let wc = self.next(received)?;
+            let last = wc.wr_id == SEND && sent + 1 == n && received == n;
+            if last && wc.status == WcStatus::RetryExcErr {
+                // A peer that has all it waits for ends, whether or not its last acknowledgement arrives.
+                unacknowledged = true;
+                break;
+            }
             if !wc.is_ok() {
                 return Err(Error::Completion {
                     receive: wc.wr_id == RECV,
@@ -450,10 +464,17 @@ impl Side<'_> {
                 heard = false;
             }
         }
+        let elapsed_ns = self.context.now_ns().saturating_sub(start);
+        if self.options.transport == Transport::Rc && !unacknowledged {
+            // Nothing is to come but a flushed receive, should the host go.
+            let mut done = [WorkCompletion::EMPTY; 1];
+            self.cq.wait(&mut done, Some(LINGER))?;
+        }
         Ok(Outcome {
             iterations: n,
             bytes: 2 * u64::from(n) * u64::from(self.options.size),
-            elapsed_ns: self.context.now_ns().saturating_sub(start),
+            elapsed_ns,
+            unacknowledged,
         })
     }
 

@@ -139,6 +139,10 @@ pub fn outcome(o: &pingpong::Outcome) -> [String; 2] {
     ]
 }
 
+/// What to say of an exchange that was left unacknowledged.
+pub const UNACKNOWLEDGED: &str =
+    "the peer ended before it acknowledged the last message, as happens where packets are lost";
+
 /// The line that the stock programs print about a side.
 #[must_use]
 pub fn endpoint(name: &str, e: &pingpong::Endpoint) -> String {

@@ -301,6 +301,9 @@ pub fn pingpong(args: &PingpongArgs) -> Result<ExitCode> {
     for line in words::outcome(&outcome) {
         println!("{line}");
     }
+    if outcome.unacknowledged {
+        eprintln!("note: {}", words::UNACKNOWLEDGED);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -114,6 +114,9 @@ fn pingpong() -> Result<(), String> {
     for line in words::outcome(&outcome) {
         info!("{line}");
     }
+    if outcome.unacknowledged {
+        warn!("{}", words::UNACKNOWLEDGED);
+    }
     Ok(())
 }
 

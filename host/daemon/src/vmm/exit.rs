@@ -212,6 +212,9 @@ pub(crate) fn judge(
         // isa-debug-exit ends QEMU with twice the value plus one. QEMU's own failures have status 1 as well, but a guest of ours
         // never writes 0 without a word in the window.
         (None, Some(c)) if c & 1 == 1 && c != 1 => Ending::EarlyFailure { value: c >> 1 },
+        // QEMU says nothing of what happens before QMP's greeting is answered. Of its own accord it ends in order only
+        // when the machine resets.
+        (None, Some(0)) if events.shutdown.is_none() => Ending::TripleFault,
         _ => failed(),
     }
 }
@@ -229,6 +232,19 @@ mod tests {
             shutdown: Some(reason.into()),
             stopped: false,
         }
+    }
+
+    /// QEMU ends before QMP's handshake when a guest faults at once: no event then says why.
+    #[test]
+    fn an_orderly_end_without_a_word_is_a_reset() {
+        let silent = Events {
+            shutdown: None,
+            stopped: false,
+        };
+        assert_eq!(
+            judge(status(0), None, 0, &silent, None),
+            Ending::TripleFault
+        );
     }
 
     #[test]
