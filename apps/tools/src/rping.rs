@@ -298,7 +298,9 @@ pub fn server(
         rounds += 1;
         match side.advertise(PING_AT) {
             // A client that has done its rounds leaves on hearing this, at times before its acknowledgement is here.
-            Err(Error::Completion(WcStatus::WrFlushErr)) => return Ok(rounds),
+            Err(Error::Completion(WcStatus::WrFlushErr | WcStatus::RetryExcErr)) => {
+                return Ok(rounds);
+            }
             told => told?,
         }
     }
