@@ -66,13 +66,19 @@ fn help_names_every_command() {
     assert!(run_sh(&sandbox, &[]).fails(&[]).err.contains("kvstore"));
 }
 
+/// What every command has whose device may have an address.
+const WIRE: [&str; 4] = ["--listen", "--carrier", "--pcap", "--dscp"];
+
 #[test]
 fn help_of_each_command_names_its_flags() {
     let sandbox = Sandbox::new();
     let place = ["--instance", "--port", "--timeout"];
     let with = |more: &[&'static str]| [&place[..], more].concat();
     let table: [(&[&str], Vec<&str>); 11] = [
-        (&["kvstore"], [&APPLIANCE[..], &["--mode"]].concat()),
+        (
+            &["kvstore"],
+            [&APPLIANCE[..], &["--mode"], &WIRE[..]].concat(),
+        ),
         (&["kv", "put"], with(&[])),
         (&["kv", "get"], with(&[])),
         (&["kv", "del"], with(&[])),
@@ -97,17 +103,24 @@ fn help_of_each_command_names_its_flags() {
         ),
         (
             &["host"],
-            vec![
-                "--image",
-                "--symbols",
-                "--accel",
-                "--memory",
-                "--pin",
-                "--name",
-                "--spin-us",
-                "--limit",
-                "--log",
-            ],
+            [
+                &[
+                    "--image",
+                    "--symbols",
+                    "--accel",
+                    "--memory",
+                    "--pin",
+                    "--name",
+                    "--spin-us",
+                    "--limit",
+                    "--log",
+                    "--net",
+                    "--forward",
+                    "--ip",
+                ],
+                &WIRE[..],
+            ]
+            .concat(),
         ),
     ];
     for (command, mut wanted) in table {

@@ -174,13 +174,16 @@ impl<'a> Target<'a> {
             .chunks_exact(BATCH)
             .map(|batch| batch.iter().map(|&t| f64::from(t)).sum::<f64>() * ns / BATCH as f64)
             .collect();
-        if means.is_empty() {
-            bail!(
-                "only {} operations in {length:?}: nothing can be said about them",
-                self.ticks.len()
-            );
+        if self.ticks.is_empty() {
+            bail!("not one operation in {length:?}: nothing can be said about it");
         }
-        let steady = before / after < STEADY && after / before < STEADY;
+        // A slice in which the machine was elsewhere counts for no ratio.
+        let starved = means.is_empty();
+        if starved {
+            let sum: f64 = self.ticks.iter().map(|&t| f64::from(t)).sum();
+            means.push(sum * ns / self.ticks.len() as f64);
+        }
+        let steady = !starved && before / after < STEADY && after / before < STEADY;
         for &t in &self.ticks {
             all.record((f64::from(t) * ns) as u64);
         }
