@@ -2,12 +2,13 @@
 //!
 //! Makes two network namespaces joined by a veth pair, so it needs root and the `ip` program.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use hyv_carrier::Choice;
 use hyv_carrier::floor::{End, Pair};
+use hyv_carrier::sys::netns::{self, Namespace};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -15,21 +16,20 @@ const ROUNDS: usize = 2_000;
 const SLICE: Duration = Duration::from_millis(50);
 const SIZE: usize = 64;
 
-/// Namespaces that go when this does.
-struct Namespaces(Vec<String>);
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        for name in &self.0 {
-            let _ = ip(&format!("netns del {name}"));
+/// Runs `ip`, in a namespace if one is given.
+fn ip(inside: Option<&Path>, arguments: &str) -> Outcome<()> {
+    let run = || -> std::io::Result<std::process::Output> {
+        if let Some(path) = inside {
+            netns::enter(path)?;
         }
-    }
-}
-
-fn ip(arguments: &str) -> Outcome<()> {
-    let output = Command::new("ip")
-        .args(arguments.split_ascii_whitespace())
-        .output()?;
+        Command::new("ip")
+            .args(arguments.split_ascii_whitespace())
+            .output()
+    };
+    // A child is where the thread is that forks it.
+    let output = std::thread::scope(|scope| scope.spawn(run).join())
+        .map_err(|_| "a thread panicked")?
+        .map_err(|error| format!("running ip: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
@@ -37,29 +37,25 @@ fn ip(arguments: &str) -> Outcome<()> {
     Err(format!("ip {arguments}: {}", error.trim()).into())
 }
 
-fn namespaces(mtu: usize) -> Outcome<(Namespaces, End, End)> {
-    let names: Vec<String> = ["a", "b"]
-        .iter()
-        .map(|end| format!("hyvc-floor-{}-{end}", std::process::id()))
-        .collect();
-    let made = Namespaces(names.clone());
-    for name in &names {
-        ip(&format!("netns add {name}"))?;
-    }
-    let (a, b) = (&names[0], &names[1]);
-    ip(&format!(
-        "link add hyvc0 netns {a} type veth peer name hyvc0 netns {b}"
-    ))?;
+fn namespaces(mtu: usize) -> Outcome<([Namespace; 2], End, End)> {
+    let make = || Namespace::new().map_err(|error| format!("making a network namespace: {error}"));
+    let made = [make()?, make()?];
+    let paths = [made[0].path(), made[1].path()];
+    let other = paths[1].display();
+    ip(
+        Some(&paths[0]),
+        &format!("link add hyvc0 type veth peer name hyvc0 netns {other}"),
+    )?;
     let mut ends = Vec::new();
     let cpus = std::thread::available_parallelism()?.get();
-    for (index, name) in names.iter().enumerate() {
+    for (index, path) in paths.into_iter().enumerate() {
         let addr = format!("10.74.0.{}", index + 1);
-        ip(&format!("-n {name} link set lo up"))?;
-        ip(&format!("-n {name} addr add {addr}/24 dev hyvc0"))?;
-        ip(&format!("-n {name} link set hyvc0 mtu {mtu} up"))?;
+        ip(Some(&path), "link set lo up")?;
+        ip(Some(&path), &format!("addr add {addr}/24 dev hyvc0"))?;
+        ip(Some(&path), &format!("link set hyvc0 mtu {mtu} up"))?;
         ends.push(End {
             addr: addr.parse()?,
-            netns: Some(PathBuf::from(format!("/var/run/netns/{name}"))),
+            netns: Some(path),
             cpu: (cpus > 1).then_some(index % cpus),
         });
     }

@@ -87,3 +87,21 @@ fn what_is_wrong_is_said() {
     let error = Pair::udp(&a, &b, false).unwrap_err().to_string();
     assert!(error.contains("CPU"), "{error}");
 }
+
+#[test]
+fn a_namespace_without_a_name_lives_as_long_as_its_owner() {
+    use hyv_carrier::sys::netns::Namespace;
+    need_namespaces!();
+    let made = Namespace::new().unwrap();
+    let path = made.path();
+    let (mut a, b) = ends("127.0.80.1", "127.0.80.2");
+    a.netns = Some(path.clone());
+    // Its loopback is down, so the address is not there; this namespace's is.
+    let error = Pair::udp(&a, &b, false).unwrap_err().to_string();
+    assert!(error.contains("127.0.80.1"), "{error}");
+    drop(made);
+    let error = Pair::udp(&a, &b, false).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    a.netns = None;
+    works(&mut Pair::udp(&a, &b, true).unwrap());
+}

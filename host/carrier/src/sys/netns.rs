@@ -4,7 +4,42 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A network namespace without a name: gone when this is dropped or the process ends, however it ends, as soon as no socket of it is
+/// left.
+#[derive(Debug)]
+pub struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    /// Makes one; its `lo` is down.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN.
+    pub fn new() -> io::Result<Namespace> {
+        // A thread that ends moves there, so that the calling one stays where it is.
+        let thread = std::thread::Builder::new().spawn(|| {
+            // SAFETY: no memory is passed; it changes only the calling thread's namespace.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            File::open("/proc/thread-self/ns/net")
+        })?;
+        let file = thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(Namespace { file })
+    }
+
+    /// What [`enter`] takes, and `ip link … netns PATH` too.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        let fd = self.file.as_raw_fd();
+        format!("/proc/{}/fd/{fd}", std::process::id()).into()
+    }
+}
 
 /// Moves the calling thread, and only it, into the network namespace that the file `path` stands for
 /// (`/var/run/netns/NAME`, `/proc/PID/ns/net`). Sockets stay in the namespace in which they were made.
