@@ -579,7 +579,8 @@ fn many_windows_of_many_queue_pairs_come_and_go() {
                     None => {
                         w.2 = Some(y.handle);
                         bound += 1;
-                        let present = std::mem::replace(&mut w.1, next(w.1));
+                        let new = next(w.1);
+                        let present = std::mem::replace(&mut w.1, new);
                         Wr::bind(1, present, w.1, REMOTE, &r.mr, 0, 8)
                     }
                     Some(h) if h == y.handle => {
