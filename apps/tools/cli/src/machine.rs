@@ -22,6 +22,8 @@ pub struct Roles {
     pub engine: Vec<usize>,
     /// The side under measurement.
     pub measured: Vec<usize>,
+    /// A third one, if there is.
+    pub third: Option<Vec<usize>>,
 }
 
 impl Roles {
@@ -38,13 +40,15 @@ impl Roles {
             None => allowed,
         };
         Ok(match *cpus {
-            [a, b, ..] => Self {
+            [a, b, ref rest @ ..] => Self {
                 engine: vec![a],
                 measured: vec![b],
+                third: rest.first().map(|&c| vec![c]),
             },
             _ => Self {
                 engine: cpus.clone(),
                 measured: cpus,
+                third: None,
             },
         })
     }
@@ -153,22 +157,35 @@ impl Native {
     pub fn wait_for<T, E: Into<anyhow::Error>>(
         &mut self,
         limit: Duration,
-        mut connect: impl FnMut() -> Result<T, E>,
+        connect: impl FnMut() -> Result<T, E>,
     ) -> Result<T> {
-        let start = Instant::now();
-        loop {
-            match connect() {
-                Ok(it) => return Ok(it),
-                Err(e) if start.elapsed() > limit => {
-                    return Err(e.into()).context("the native process does not serve");
-                }
-                Err(_) => {}
+        wait_for(limit, connect, || match self.child.try_wait()? {
+            Some(status) => bail!("the native process ended: {status}"),
+            None => Ok(()),
+        })
+    }
+}
+
+/// Tries `connect` until it works, `alive` says otherwise, or `limit` has passed.
+///
+/// # Errors
+/// The last error of `connect`, or what `alive` says.
+pub fn wait_for<T, E: Into<anyhow::Error>>(
+    limit: Duration,
+    mut connect: impl FnMut() -> Result<T, E>,
+    mut alive: impl FnMut() -> Result<()>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match connect() {
+            Ok(it) => return Ok(it),
+            Err(e) if start.elapsed() > limit => {
+                return Err(e.into()).context("the native side does not serve");
             }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the native process ended: {status}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            Err(_) => {}
         }
+        alive()?;
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

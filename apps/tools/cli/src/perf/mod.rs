@@ -1,7 +1,10 @@
 //! `perf`: what each verb costs in a guest and in a Linux process, in alternating slices of one run.
 
+mod lane;
 mod lanes;
 mod report;
+mod show;
+mod wire;
 
 pub(crate) use report::{check_target, save_json};
 
@@ -11,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use hyv_carrier::Choice;
 use hyv_host::accel::AccelRequest;
 use hyv_host::sys::{clock, cpu};
 use hyv_lab::values;
@@ -85,7 +89,22 @@ pub struct Args {
     /// What runs the guest: auto, kvm or tcg
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelRequest,
-    /// CPUs to use, for example 0,1: the first for the engine, the second for the measured side
+    /// Measure between two hosts in two network namespaces, beside bare sockets on the same path (as root)
+    #[arg(long)]
+    wire: bool,
+    /// What carries packets: packet (AF_PACKET), udp, or auto
+    #[arg(
+        long,
+        value_name = "auto|udp|packet",
+        default_value = "auto",
+        requires = "wire"
+    )]
+    carrier: Choice,
+    /// Largest IP packet of the link between the namespaces, bytes; the path MTU follows from it
+    #[arg(long, value_name = "BYTES", default_value = "1500", requires = "wire", value_parser = clap::value_parser!(u16).range(576..))]
+    mtu: u16,
+    /// CPUs to use, for example 0,1: the first for the engine, the second for the measured side; with --wire a third for the
+    /// measured side's engine, where a guest is measured
     #[arg(long, value_name = "CPUS")]
     pin: Option<String>,
     /// The image to boot

@@ -30,6 +30,9 @@ pub(crate) struct ResultLine {
     /// Share of a memcpy between the same buffers on the engine's core; bandwidth runs of one host only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of_memcpy: Option<f64>,
+    /// Share of what bare sockets with the same offload moved in the same slices; bandwidth runs with `--wire` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_bare: Option<f64>,
 }
 
 /// Guest ÷ native of one verb and size.
@@ -57,6 +60,10 @@ pub(crate) struct Floor {
     pub cache_line_rtt_ns: Option<f64>,
     /// A busy-polled UDP ping-pong over the same path; with `--wire`.
     pub udp_rtt_ns: Option<f64>,
+    /// The same with AF_PACKET sockets.
+    pub packet_rtt_ns: Option<f64>,
+    /// Bytes a second that bare sockets of the carrier's kind move one way, with its offload and packet size; `bw --wire`.
+    pub bandwidth: Option<f64>,
 }
 
 #[derive(Serialize, Debug)]
@@ -67,8 +74,13 @@ pub(crate) struct Report {
     pub ratios: Vec<RatioLine>,
     pub aa: Option<Aa>,
     pub floor: Floor,
-    /// Who drives the engine: `inline` (the partner's thread) or `thread`.
-    pub mode: &'static str,
+    /// Who drives the engines: `inline` is the thread of the partner, or with `--wire` of either side. With `--wire` it begins
+    /// with `wire` and the carrier.
+    pub mode: String,
+    /// `udp` or `packet`; with `--wire`.
+    pub carrier: Option<String>,
+    /// Payload of a packet at most, bytes; with `--wire`.
+    pub path_mtu: Option<u32>,
     /// VM exits that the guest caused, per million data verbs; KVM only.
     pub vm_exits_per_million_ops: Option<f64>,
     /// Control verbs, p50 in ns.
