@@ -1,6 +1,6 @@
 //! A device with what runs on it: a guest with the tools' image, native processes, and who runs on which CPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -135,6 +135,25 @@ pub struct Native {
 }
 
 impl Native {
+    /// Starts the measured side of `perf` on the instance of a folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent(dir: &Path, port: u16, name: &str, roles: &Roles) -> Result<Self> {
+        let pin: Vec<String> = roles.measured.iter().map(ToString::to_string).collect();
+        Self::start(&[
+            "perf-agent".into(),
+            "--dir".into(),
+            dir.display().to_string(),
+            "--port".into(),
+            port.to_string(),
+            "--name".into(),
+            name.into(),
+            "--pin".into(),
+            pin.join(","),
+        ])
+    }
+
     /// Starts this program with other arguments.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `perf`: what each verb costs in a guest and in a Linux process, in alternating slices of one run.
 
+mod idle;
 mod lane;
 mod lanes;
 mod report;
@@ -103,6 +104,9 @@ pub struct Args {
     /// Largest IP packet of the link between the namespaces, bytes; the path MTU follows from it
     #[arg(long, value_name = "BYTES", default_value = "1500", requires = "wire", value_parser = clap::value_parser!(u16).range(576..))]
     mtu: u16,
+    /// Compare with the same beside so many idle queue pairs (lat, one host, native)
+    #[arg(long, value_name = "N", conflicts_with = "wire", value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    idle_qps: Option<u32>,
     /// CPUs to use, for example 0,1: the first for the engine, the second for the measured side; with --wire a third for the
     /// measured side's engine, where a guest is measured
     #[arg(long, value_name = "CPUS")]
@@ -168,6 +172,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     crate::start_log(&args.log)?;
     let stop = machine::stop_flag()?;
     let cases = args.cases()?;
+    if args.idle_qps.is_some() && (args.what == What::Bw || !args.places.contains(&Where::Native)) {
+        bail!("--idle-qps: goes with lat and with a native side (--where native)");
+    }
     if let Some(path) = args.json.as_deref() {
         report::check_target(path)?;
     }
