@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use hyv_carrier::Choice;
 use hyv_host::accel::AccelRequest;
+use hyv_host::program;
 use hyv_host::sys::{clock, cpu};
 use hyv_lab::values;
 use hyv_tools::perf::{Agent, Clock, MAX_SIZE, Verb};
@@ -169,8 +170,8 @@ impl Args {
 /// # Errors
 /// A wrong argument; a device, guest or process that does not come up; a verb that fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    crate::start_log(&args.log)?;
-    let stop = machine::stop_flag()?;
+    program::start_log(&args.log)?;
+    let stop = program::stop_flag()?;
     let cases = args.cases()?;
     if args.idle_qps.is_some() && (args.what == What::Bw || !args.places.contains(&Where::Native)) {
         bail!("--idle-qps: goes with lat and with a native side (--where native)");
@@ -211,8 +212,8 @@ const AGENT_RAM: u64 = (24 << 20) + hyv_tools::perf::REGISTERED as u64;
 /// # Errors
 /// As the guest's image.
 pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
-    crate::start_log("warn")?;
-    let stop = machine::stop_flag()?;
+    program::start_log("warn")?;
+    let stop = program::stop_flag()?;
     let cpus = cpu::parse_list(&args.pin, &cpu::allowed()?)?;
     cpu::pin_current(&cpus)?;
     let process = Process::connect(&args.dir, AGENT_RAM, &args.name)?;
