@@ -1,10 +1,8 @@
 //! `hyv-host`: runs any image as a guest with an RDMA device, until it ends or Ctrl-C.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
