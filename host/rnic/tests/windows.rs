@@ -10,6 +10,15 @@ const REMOTE: Access = Access::REMOTE_READ
     .union(Access::REMOTE_ATOMIC);
 const DATA: u64 = 1 << 16;
 
+const SMALL: Cap = Cap {
+    sq_log2: 2,
+    rq_log2: 0,
+    stride: 32,
+    sig_all: false,
+    ty: QpType::Rc,
+    srq: u32::MAX,
+};
+
 /// A connection whose B owns a region that only windows open, and a window.
 struct Rig {
     p: Pair,
@@ -519,4 +528,83 @@ fn control_of_windows_is_checked() {
     assert_eq!(e.dealloc_pd(id, pd), Err(busy));
     e.dealloc_mw(id, mw.handle).expect("dealloc_mw");
     e.dealloc_pd(id, pd).expect("dealloc_pd");
+}
+
+#[test]
+fn many_windows_of_many_queue_pairs_come_and_go() {
+    println!("seed 51");
+    let mut rng = Rng(51);
+    let mut r = Rig::new();
+    let p = &mut r.p;
+    let (id, pd) = (p.b.user.id, p.b.pd);
+    let mut qps: Vec<(Qp, Qp)> = Vec::new();
+    let mut windows: Vec<(MrReply, u32, Option<u32>)> = Vec::new();
+    let mut bound = 0u32;
+    for _ in 0..4_000 {
+        if qps.len() < 3 {
+            let mut x = p.a.extra_qp(&mut p.e, SMALL);
+            let mut y = p.b.extra_qp(&mut p.e, SMALL);
+            (x.sq_tail, y.sq_tail) = (0, 0);
+            connect(&mut p.e, &x, &y, &Conn::default());
+            qps.push((x, y));
+        }
+        let q = rng.next() as usize % qps.len();
+        match rng.next() % 8 {
+            0 if windows.len() < 40 => {
+                let req = AllocMw { pd, mw_type: 2 };
+                let mw = p.e.alloc_mw(id, &req).expect("alloc_mw");
+                windows.push((mw, mw.rkey, None));
+            }
+            1 if !windows.is_empty() => {
+                let w = windows.swap_remove(rng.next() as usize % windows.len());
+                p.e.dealloc_mw(id, w.0.handle).expect("dealloc_mw");
+                bound -= u32::from(w.2.is_some());
+            }
+            2 if qps.len() == 3 && rng.next() % 16 == 0 && p.b.user.room() > 4096 => {
+                let (x, y) = qps.swap_remove(q);
+                p.e.destroy_qp(id, y.handle).expect("destroy_qp");
+                p.e.destroy_qp(x.owner, x.handle).expect("destroy_qp");
+                for w in &mut windows {
+                    if w.2 == Some(y.handle) {
+                        w.2 = None;
+                        bound -= 1;
+                    }
+                }
+            }
+            _ if !windows.is_empty() => {
+                let i = rng.next() as usize % windows.len();
+                let w = &mut windows[i];
+                let y = &mut qps[q].1;
+                let wr = match w.2 {
+                    None => {
+                        w.2 = Some(y.handle);
+                        bound += 1;
+                        let new = next(w.1);
+                        let present = std::mem::replace(&mut w.1, new);
+                        Wr::bind(1, present, w.1, REMOTE, &r.mr, 0, 8)
+                    }
+                    Some(h) if h == y.handle => {
+                        w.2 = None;
+                        bound -= 1;
+                        Wr::new(WrOpcode::LocalInv, 1).imm(w.1)
+                    }
+                    Some(_) => continue,
+                };
+                y.post_silently(&wr);
+                let _ = y.ring();
+                pump(&mut p.e);
+                assert_eq!(status(&p.b.scq.one()), WcStatus::Success);
+            }
+            _ => {}
+        }
+        // The region may go only when nothing is bound to it.
+        if bound > 0 {
+            let busy = VerbError::new(Errno::Busy, Reason::WindowsBound);
+            assert_eq!(p.e.dereg_mr(id, r.mr.handle), Err(busy));
+        }
+    }
+    for (mw, ..) in windows {
+        p.e.dealloc_mw(id, mw.handle).expect("dealloc_mw");
+    }
+    p.e.dereg_mr(id, r.mr.handle).expect("nothing is bound");
 }

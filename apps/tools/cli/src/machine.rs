@@ -1,9 +1,7 @@
 //! A device with what runs on it: a guest with the tools' image, native processes, and who runs on which CPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -52,25 +50,6 @@ impl Roles {
             },
         })
     }
-}
-
-/// A flag that signals raise; a second signal ends the program at once.
-///
-/// # Errors
-/// When signals cannot be watched.
-pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
-    Ok(stop)
 }
 
 /// The tools' image: `--image`, or where the build puts it.
@@ -135,6 +114,25 @@ pub struct Native {
 }
 
 impl Native {
+    /// Starts the measured side of `perf` on the instance of a folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent(dir: &Path, port: u16, name: &str, roles: &Roles) -> Result<Self> {
+        let pin: Vec<String> = roles.measured.iter().map(ToString::to_string).collect();
+        Self::start(&[
+            "perf-agent".into(),
+            "--dir".into(),
+            dir.display().to_string(),
+            "--port".into(),
+            port.to_string(),
+            "--name".into(),
+            name.into(),
+            "--pin".into(),
+            pin.join(","),
+        ])
+    }
+
     /// Starts this program with other arguments.
     ///
     /// # Errors

@@ -201,12 +201,14 @@ impl Agent {
                 return Ok(());
             };
             match command.kind {
-                Kind::Floor { rounds } => {
+                Kind::Floor { rounds } | Kind::Exchange { rounds } => {
                     self.report(link, drive, (0, 0, 0, 0))?;
                     let platform = self.context.platform();
-                    probe::respond(&platform.window().probe.line, rounds, SILENCE_NS, || {
-                        platform.now_ns()
-                    });
+                    let lines = match command.kind {
+                        Kind::Exchange { .. } => probe::Lines::two(platform.window()),
+                        _ => probe::Lines::one(platform.window()),
+                    };
+                    probe::respond(lines, rounds, SILENCE_NS, || platform.now_ns());
                 }
                 Kind::Latency => self.measure(link, drive, &command, 1)?,
                 Kind::Bandwidth => self.measure(link, drive, &command, DEPTH)?,

@@ -363,9 +363,13 @@ impl Engine {
         let lazy = !w.lazy.is_empty();
         self.wire = Some(w);
         for slot in ready.drain(..) {
-            if self.qps[slot].is_some() {
-                moved += self.run(slot);
+            let Some(qp) = self.qps[slot].as_mut() else {
+                continue;
+            };
+            if let Some(q) = qp.wire.as_mut() {
+                q.is_ready = false;
             }
+            moved += self.run(slot);
         }
         if timers || lazy {
             let now = (self.config.clock)();

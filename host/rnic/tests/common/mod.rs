@@ -262,6 +262,11 @@ impl User {
         at
     }
 
+    /// Bytes that are left.
+    pub fn room(&self) -> u64 {
+        self.ram.len - self.next
+    }
+
     pub fn pd(&self, e: &mut Engine) -> u32 {
         e.alloc_pd(self.id).expect("alloc_pd")
     }

@@ -1,14 +1,13 @@
 //! One side of the comparison, and its slices.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use hyv_host::backend::UserMemory;
 use hyv_host::sys::clock;
 use hyv_lab::{Latencies, Slice, median};
-use hyv_tools::perf::{Command, Kind, Partner, Samples};
-use hyv_verbs::probe;
+use hyv_tools::perf::{Command, Kind, Partner, REGION, Samples};
+use hyv_verbs::probe::{self, Lines};
 
 use super::Case;
 use super::report::ResultLine;
@@ -36,11 +35,27 @@ pub(super) struct Lane {
     shares: Vec<f64>,
     /// Slice medians in units of their floors.
     in_floors: Vec<f64>,
+    /// Slice medians in units of a request and its reply in two lines.
+    in_exchanges: Vec<f64>,
+    /// Those, ns.
+    exchanges: Vec<f64>,
 }
 
 impl Lane {
-    pub(super) fn new(place: &'static str, partner: Partner, memory: UserMemory) -> Self {
-        Self {
+    /// A lane between an agent with `memory` and a partner with `own`. Large pages on all sides, or the comparison is unfair;
+    /// where the kernel has none, the spread shows it.
+    pub(super) fn on_large_pages(
+        place: &'static str,
+        partner: Partner,
+        memory: UserMemory,
+        own: &UserMemory,
+    ) -> Result<Self> {
+        for (memory, offset) in [(&memory, partner.agent_offset()), (own, partner.offset()?)] {
+            if let Err(e) = memory.ram.collapse(offset, REGION as u64) {
+                tracing::debug!("{place} stays on small pages: {e}");
+            }
+        }
+        Ok(Self {
             place,
             partner,
             memory,
@@ -50,7 +65,9 @@ impl Lane {
             ops: 0,
             shares: Vec::new(),
             in_floors: Vec::new(),
-        }
+            in_exchanges: Vec::new(),
+            exchanges: Vec::new(),
+        })
     }
 
     pub(super) fn clear(&mut self) {
@@ -58,21 +75,36 @@ impl Lane {
         self.all.clear();
         self.shares.clear();
         self.in_floors.clear();
+        self.in_exchanges.clear();
+        self.exchanges.clear();
         (self.min_ns, self.ops) = (f64::INFINITY, 0);
     }
 
     /// One cache line to the measured side's core and back, ns.
     pub(super) fn cache_line(&mut self, driving: &mut Driving<'_>) -> Result<f64> {
-        let line = &self.memory.window.probe.line;
-        line.store(0, Ordering::SeqCst);
+        self.probe(driving, |rounds| Kind::Floor { rounds })
+    }
+
+    /// A line to the measured side's core and another one back, ns.
+    fn exchange(&mut self, driving: &mut Driving<'_>) -> Result<f64> {
+        self.probe(driving, |rounds| Kind::Exchange { rounds })
+    }
+
+    fn probe(&mut self, driving: &mut Driving<'_>, kind: impl Fn(u32) -> Kind) -> Result<f64> {
         let step = 32;
         let batches = FLOOR_ROUNDS / step;
-        self.partner.floor(FLOOR_ROUNDS + batches * step, || {
+        let kind = kind(FLOOR_ROUNDS + batches * step);
+        let lines = match kind {
+            Kind::Exchange { .. } => Lines::two(&self.memory.window),
+            _ => Lines::one(&self.memory.window),
+        };
+        lines.reset();
+        self.partner.probe(kind, || {
             driving.turn();
         })?;
         settle(driving);
         let bounce = |from, rounds| -> Result<()> {
-            if probe::bounce(line, from, rounds, SILENCE_NS, clock::monotonic_ns) {
+            if probe::bounce(lines, from, rounds, SILENCE_NS, clock::monotonic_ns) {
                 return Ok(());
             }
             bail!("the measured side does not answer on the probe line");
@@ -129,6 +161,11 @@ impl Lane {
                 self.min_ns = self.min_ns.min(t);
             }
             self.in_floors.push(p50_ns / floor_ns);
+            if !wire && command.kind == Kind::Latency {
+                let exchange_ns = self.exchange(driving)?;
+                self.exchanges.push(exchange_ns);
+                self.in_exchanges.push(p50_ns / exchange_ns);
+            }
         }
         let at = (ns.len() * 99).div_ceil(100) - 1;
         let p99_ns = *ns.select_nth_unstable_by(at, f64::total_cmp).1;
@@ -169,6 +206,10 @@ impl Lane {
             .filter(|f| f.is_finite())
     }
 
+    pub(super) fn exchanges(&self) -> impl Iterator<Item = f64> {
+        self.exchanges.iter().copied()
+    }
+
     pub(super) fn line(&mut self, case: Case, bw: bool, wire: bool) -> Result<ResultLine> {
         if self.in_floors.is_empty() {
             bail!(
@@ -190,6 +231,7 @@ impl Lane {
             p999_ns: quantile(0.999),
             iterations: self.ops,
             floors: median(&mut self.in_floors),
+            exchanges: (!self.in_exchanges.is_empty()).then(|| median(&mut self.in_exchanges)),
             bytes_per_s: bw.then(|| f64::from(case.size) * 1e9 / p50_ns),
             of_memcpy: share.filter(|_| !wire),
             of_bare: share.filter(|_| wire),

@@ -12,12 +12,13 @@ use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
 use hyv_host::wire::WireConfig;
 use hyv_lab::limits::MIN_PAIRS;
-use hyv_lab::{Interval, median, pair_slices, paired_ratio, values};
-use hyv_tools::perf::{Command, Kind, Partner, REGION, REGISTERED, Verb};
+use hyv_lab::{Interval, Slice, median, pair_slices, paired_ratio, values};
+use hyv_tools::perf::{Command, Kind, Partner, REGISTERED, Verb};
 use hyv_verbs::{Context, Gid, Process};
 
+use super::idle::{self, Crowd};
 use super::lane::Lane;
-use super::report::{Aa, ControlLine, Floor, RatioLine, Report};
+use super::report::{Aa, ControlLine, Floor, Idle, RatioLine, Report};
 use super::show::{footer, header, show};
 use super::wire::{Bare, Driver, Driving, InlineAgent, Network};
 use super::{Args, Case, What, Where};
@@ -60,11 +61,11 @@ const WIRE_BANDWIDTH: Method = Method {
 };
 
 /// RAM of the partners in this process: two buffers of 4 MiB and samples for each of three.
-const PARTNER_RAM: u64 = 48 << 20;
+pub(super) const PARTNER_RAM: u64 = 48 << 20;
 /// RAM of the guest: buffers and the runtime, and what `reg_mr` is measured with (never touched, so never backed).
 const GUEST_RAM: u64 = (256 << 20) + REGISTERED as u64;
 /// Length of the slices in which VM exits are counted.
-const EXITS_SLICE: Duration = Duration::from_millis(400);
+const EXITS_SLICE: Duration = Duration::from_secs(2);
 /// Port of the first agent; the others take the next ones.
 const PORT: u16 = 7072;
 
@@ -74,6 +75,7 @@ struct Machine {
     natives: Vec<Native>,
     inline: Vec<InlineAgent>,
     guest: Option<Guest>,
+    crowd: Option<Crowd>,
     process: Arc<Process>,
     bare: Option<Bare>,
     /// The partner's host.
@@ -114,13 +116,19 @@ pub(super) fn measure(
         path_mtu: machine.path_mtu,
         vm_exits_per_million_ops: None,
         control: Vec::new(),
+        idle: args.idle_qps.map(|queue_pairs| Idle {
+            queue_pairs,
+            ratios: Vec::new(),
+        }),
     };
     let mut twins = Vec::new();
     let mut floors = Vec::new();
+    let mut exchanges = Vec::new();
     header(args.what, args.wire);
     for &case in cases {
         machine.alternate(args, case, stop)?;
         machine.summarize(args, case, &mut report, &mut twins, &mut floors)?;
+        exchanges.extend(machine.lanes.iter().flat_map(Lane::exchanges));
     }
     if args.what == What::Lat {
         report.vm_exits_per_million_ops = machine.count_exits(cases)?;
@@ -133,6 +141,9 @@ pub(super) fn measure(
     }
     if !floors.is_empty() {
         report.floor.cache_line_rtt_ns = Some(median(&mut floors));
+    }
+    if !exchanges.is_empty() {
+        report.floor.two_lines_rtt_ns = Some(median(&mut exchanges));
     }
     if !twins.is_empty() {
         report.aa = machine.ratio("A/A", &twins)?.map(|aa| Aa {
@@ -149,7 +160,7 @@ pub(super) fn measure(
 const FEW: &str = "too few slices with the same floor: give more --time, or use a quieter machine";
 
 /// One host.
-fn memory_to_memory(roles: &Roles) -> Result<Instance> {
+pub(super) fn memory_to_memory(roles: &Roles) -> Result<Instance> {
     Ok(Instance::start(InstanceConfig {
         name: None,
         prefix: "perf".into(),
@@ -198,6 +209,7 @@ impl Machine {
             natives: Vec::new(),
             inline: Vec::new(),
             guest: None,
+            crowd: None,
             process,
             bare,
             instance,
@@ -245,24 +257,20 @@ impl Machine {
                     machine.add(place, &name, partner)?;
                     continue;
                 }
-                let pin: Vec<String> = roles.measured.iter().map(ToString::to_string).collect();
-                let mut native = Native::start(&[
-                    "perf-agent".into(),
-                    "--dir".into(),
-                    dir.display().to_string(),
-                    "--port".into(),
-                    (PORT + i).to_string(),
-                    "--name".into(),
-                    name.clone(),
-                    "--pin".into(),
-                    pin.join(","),
-                ])?;
+                let mut native = Native::agent(&dir, PORT + i, &name, roles)?;
                 let partner = native.wait_for(Duration::from_secs(10), || {
                     Partner::connect(&context, address)
                 })?;
                 machine.natives.push(native);
                 machine.add(place, &name, partner)?;
             }
+        }
+        if let Some(count) = args.idle_qps {
+            let (crowd, partner) = Crowd::start(count, roles, PORT)?;
+            let (theirs, mine) = crowd.memories()?;
+            let lane = Lane::on_large_pages(idle::PLACE, partner, theirs, &mine)?;
+            machine.lanes.push(lane);
+            machine.crowd = Some(crowd);
         }
         Ok(machine)
     }
@@ -273,17 +281,9 @@ impl Machine {
             .backend()
             .user_memory(user)
             .with_context(|| format!("{user} is gone"))?;
-        // Large pages on all sides, or the comparison is unfair; where the kernel has none, the spread shows it.
         let mine = self.own_memory()?;
-        for (memory, offset) in [
-            (&memory, partner.agent_offset()),
-            (&mine, partner.offset()?),
-        ] {
-            if let Err(e) = memory.ram.collapse(offset, REGION as u64) {
-                tracing::debug!("{user} stays on small pages: {e}");
-            }
-        }
-        self.lanes.push(Lane::new(place, partner, memory));
+        self.lanes
+            .push(Lane::on_large_pages(place, partner, memory, &mine)?);
         Ok(())
     }
 
@@ -344,7 +344,7 @@ impl Machine {
                 size: case.size,
                 slice_ns: EXITS_SLICE.as_nanos() as u64,
                 // So that the samples' memory holds the whole slice.
-                batch_ns: 40_000,
+                batch_ns: 200_000,
             };
             let also = also_driven(&self.peer, &self.network);
             let mut driving = Driving::start(&self.instance, also);
@@ -358,7 +358,8 @@ impl Machine {
     /// What `create_qp` to RTS and `reg_mr` of 1 GiB take. The engine's own thread drives: control needs a core too.
     fn control(&mut self) -> Result<Vec<ControlLine>> {
         let mut lines = Vec::new();
-        for lane in self.lanes.iter_mut().filter(|l| l.place != "twin") {
+        let shown = |l: &&mut Lane| l.place != "twin" && l.place != idle::PLACE;
+        for lane in self.lanes.iter_mut().filter(shown) {
             for (what, kind) in [
                 ("create_qp to RTS", Kind::Connect { rounds: 200 }),
                 ("reg_mr 1 GiB", Kind::Register { rounds: 200 }),
@@ -421,7 +422,11 @@ impl Machine {
             }
             for &i in &order {
                 let also = also_driven(&self.peer, &self.network);
-                let mut driving = Driving::start(&self.instance, also);
+                let host = match &self.crowd {
+                    Some(crowd) if self.lanes[i].place == idle::PLACE => &crowd.instance,
+                    _ => &self.instance,
+                };
+                let mut driving = Driving::start(host, also);
                 let bare = self.bare.as_mut();
                 self.lanes[i].slice(&command, &mut driving, &own, bare, self.method.steady)?;
             }
@@ -446,6 +451,28 @@ impl Machine {
         self.lanes.iter().find(|l| l.place == place)
     }
 
+    /// A figure of slices that were measured at about the same time on the same floor.
+    fn pairs(&self, a: &Lane, b: &Lane, of: impl Fn(&Slice) -> f64) -> Vec<(f64, f64)> {
+        pair_slices(&a.slices, &b.slices, self.method.same_floor)
+            .iter()
+            .map(|(a, b)| (of(a), of(b)))
+            .collect()
+    }
+
+    fn ratio_line(&self, case: Case, a: &Lane, b: &Lane) -> Result<Option<RatioLine>> {
+        let what = format!("{} / {}", a.place, b.place);
+        let p50 = self.ratio(&what, &self.pairs(a, b, |s| s.p50_ns))?;
+        let p99 = self.ratio(&what, &self.pairs(a, b, |s| s.p99_ns))?;
+        Ok(p50.zip(p99).map(|(ratio, p99)| RatioLine {
+            verb: case.verb.name(),
+            size: case.size,
+            median: ratio.median,
+            low: ratio.low,
+            high: ratio.high,
+            p99,
+        }))
+    }
+
     fn summarize(
         &mut self,
         args: &Args,
@@ -455,9 +482,8 @@ impl Machine {
         floors: &mut Vec<f64>,
     ) -> Result<()> {
         let bw = args.what == What::Bw;
-        let same_floor = self.method.same_floor;
         for lane in &mut self.lanes {
-            if lane.place == "twin" {
+            if lane.place == "twin" || lane.place == idle::PLACE {
                 continue;
             }
             let line = lane.line(case, bw, args.wire)?;
@@ -471,39 +497,23 @@ impl Machine {
             show(&line);
             report.results.push(line);
         }
-        let p50 = |a: &Lane, b: &Lane| -> Vec<(f64, f64)> {
-            pair_slices(&a.slices, &b.slices, same_floor)
-                .iter()
-                .map(|(a, b)| (a.p50_ns, b.p50_ns))
-                .collect()
-        };
         if let (Some(twin), Some(native)) = (self.lane("twin"), self.lane("native")) {
-            twins.extend(p50(twin, native));
+            twins.extend(self.pairs(twin, native, |s| s.p50_ns));
         }
-        if let (Some(guest), Some(native)) = (self.lane("guest"), self.lane("native")) {
-            let tails: Vec<(f64, f64)> = pair_slices(&guest.slices, &native.slices, same_floor)
-                .iter()
-                .map(|(a, b)| (a.p99_ns, b.p99_ns))
-                .collect();
-            let what = "guest / native";
-            let (Some(ratio), Some(p99)) = (
-                self.ratio(what, &p50(guest, native))?,
-                self.ratio(what, &tails)?,
-            ) else {
-                return Ok(());
-            };
-            eprintln!(
-                "  {:>46}  guest / native {:.3} ({:.3} to {:.3}), p99 {:.3} ({:.3} to {:.3})",
-                "", ratio.median, ratio.low, ratio.high, p99.median, p99.low, p99.high
-            );
-            report.ratios.push(RatioLine {
-                verb: case.verb.name(),
-                size: case.size,
-                median: ratio.median,
-                low: ratio.low,
-                high: ratio.high,
-                p99,
-            });
+        if let (Some(crowded), Some(native), Some(idle)) = (
+            self.lane(idle::PLACE),
+            self.lane("native"),
+            &mut report.idle,
+        ) && let Some(line) = self.ratio_line(case, crowded, native)?
+        {
+            line.show(&format!("beside {} idle QPs / without", idle.queue_pairs));
+            idle.ratios.push(line);
+        }
+        if let (Some(guest), Some(native)) = (self.lane("guest"), self.lane("native"))
+            && let Some(line) = self.ratio_line(case, guest, native)?
+        {
+            line.show("guest / native");
+            report.ratios.push(line);
         }
         Ok(())
     }

@@ -24,6 +24,9 @@ pub(crate) struct ResultLine {
     pub iterations: u64,
     /// Median time in units of the floor that was measured in the same slices.
     pub floors: f64,
+    /// The same in units of two lines, one there and one back; latency runs of one host only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchanges: Option<f64>,
     /// Bytes a second, from the median; bandwidth runs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_s: Option<f64>,
@@ -47,6 +50,17 @@ pub(crate) struct RatioLine {
     pub p99: Interval,
 }
 
+impl RatioLine {
+    /// For people, on standard error.
+    pub(crate) fn show(&self, what: &str) {
+        let (p50, p99) = ((self.median, self.low, self.high), self.p99);
+        eprintln!(
+            "  {what:>60} {:.3} ({:.3} to {:.3}), p99 {:.3} ({:.3} to {:.3})",
+            p50.0, p50.1, p50.2, p99.median, p99.low, p99.high
+        );
+    }
+}
+
 #[derive(Serialize, Debug, Clone, Copy)]
 pub(crate) struct Aa {
     pub median: f64,
@@ -58,6 +72,8 @@ pub(crate) struct Aa {
 pub(crate) struct Floor {
     /// One cache line between the engine's core and the measured side's, there and back.
     pub cache_line_rtt_ns: Option<f64>,
+    /// One line there and another one back, as a request and its completion go: the least that rings can reach.
+    pub two_lines_rtt_ns: Option<f64>,
     /// A busy-polled UDP ping-pong over the same path; with `--wire`.
     pub udp_rtt_ns: Option<f64>,
     /// The same with AF_PACKET sockets.
@@ -85,6 +101,16 @@ pub(crate) struct Report {
     pub vm_exits_per_million_ops: Option<f64>,
     /// Control verbs, p50 in ns.
     pub control: Vec<ControlLine>,
+    /// What idle queue pairs cost; with `--idle-qps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+}
+
+/// Latency beside idle queue pairs ÷ latency without.
+#[derive(Serialize, Debug, Clone)]
+pub(crate) struct Idle {
+    pub queue_pairs: u32,
+    pub ratios: Vec<RatioLine>,
 }
 
 /// A control verb's time.

@@ -17,7 +17,8 @@ pub(super) fn header(what: What, wire: bool) {
         "p99.9",
         "floors",
         match (what, wire) {
-            (What::Lat, _) => "",
+            (What::Lat, false) => "  2-line",
+            (What::Lat, true) => "",
             (What::Bw, false) => "       GB/s  memcpy",
             (What::Bw, true) => "       GB/s    bare",
         }
@@ -37,6 +38,9 @@ pub(super) fn show(line: &ResultLine) {
         time(line.p999_ns),
         line.floors
     );
+    if let Some(exchanges) = line.exchanges {
+        text.push_str(&format!(" {exchanges:>7.2}"));
+    }
     if let Some(rate) = line.bytes_per_s {
         text.push_str(&format!(" {:>10.2}", rate / 1e9));
     }
@@ -55,6 +59,11 @@ pub(super) fn footer(report: &Report) {
     }
     if let Some(floor) = report.floor.cache_line_rtt_ns {
         eprintln!("floor: {floor:.0} ns for one cache line to the measured side's core and back");
+    }
+    if let Some(two) = report.floor.two_lines_rtt_ns {
+        eprintln!(
+            "2-line: {two:.0} ns for one line there and another one back, the least for a request and its completion"
+        );
     }
     let us = |ns: f64| ns / 1e3;
     for (socket, floor) in [

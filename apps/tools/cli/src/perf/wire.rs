@@ -1,6 +1,6 @@
 //! `--wire`: two hosts in two network namespaces, the partner's and the measured side's, and bare sockets on the same path.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -294,7 +294,7 @@ fn serve(
     stop: &AtomicBool,
     cell: &EngineCell,
     cpus: &[usize],
-    dir: &PathBuf,
+    dir: &Path,
     name: &str,
     port: u16,
 ) -> Result<()> {
