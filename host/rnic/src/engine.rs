@@ -160,6 +160,22 @@ impl Engine {
         }
     }
 
+    /// What it keeps for users: themselves, their objects, and their queues' places in its lists. 0 once all are gone.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let some = |n: &mut dyn Iterator<Item = bool>| n.filter(|&b| b).count();
+        some(&mut self.users.iter().map(Option::is_some))
+            + some(&mut self.qps.iter().map(Option::is_some))
+            + some(&mut self.cqs.iter().map(Option::is_some))
+            + some(&mut self.srqs.iter().map(Option::is_some))
+            + self.hot.len()
+            + self.backlog.len()
+            + self.waiting.len()
+            + self.errored.len()
+            + self.touched.len()
+            + self.doomed.len()
+    }
+
     #[inline]
     pub(crate) fn user(&self, u: usize) -> &User {
         self.users[u]
