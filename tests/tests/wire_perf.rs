@@ -227,6 +227,10 @@ fn what_perf_refuses() {
 fn without_the_right_to_make_networks() {
     or_skip!(possible(), WHAT);
     let sandbox = Sandbox::new();
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        eprintln!("skipped: `setpriv` (util-linux) is missing");
+        return;
+    }
     let inner = perf(&sandbox, &["lat", "--wire", "--where", "native"]);
     let mut command = sandbox.command("setpriv");
     command
