@@ -213,12 +213,16 @@ pub struct Events {
     _pad2: [AtomicU64; 3 * 512 - 16 - 3 * (MAX_CQS / 64) - 5 * (MAX_QPS / 64)],
 }
 
-/// A line that two parties bounce, to measure the floor of what any queue can do on this machine.
+/// Lines that two parties bounce, to measure the floor of what any queue can do on this machine.
 #[repr(C, align(4096))]
 pub struct Probe {
     /// Odd: the prober's turn ended; even: the responder's.
     pub line: AtomicU64,
-    _pad: [AtomicU64; 511],
+    _pad0: [AtomicU64; 31],
+    /// Even: the responder's turn ended, where it answers in a line of its own. Some lines away, so that no prefetcher takes
+    /// the two for one.
+    pub reply: AtomicU64,
+    _pad1: [AtomicU64; 479],
 }
 
 /// Text from the user to the host's log. Records are 8-byte aligned: a little-endian `u32` of
@@ -275,6 +279,7 @@ const _: () = {
     assert!(offset_of!(Window, events) == 0x2000);
     assert!(offset_of!(Window, doorbells) == 0x5000);
     assert!(offset_of!(Window, probe) == 0xb000);
+    assert!(offset_of!(Probe, reply) == 256);
     assert!(offset_of!(Window, log) == 0xc000);
     assert!(offset_of!(LogRing, text) == 4096);
     assert!(size_of::<Window>() == WINDOW_LEN);

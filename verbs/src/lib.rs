@@ -115,7 +115,7 @@ pub use {
     mr::{MemoryRegion, ProtectionDomain, Rereg},
     mw::{MemoryWindow, inc_rkey},
     platform::{HostGone, Platform},
-    qp::{QpCaps, QpInitAttr, QueuePair, RtrParams, RtsParams},
+    qp::{QpCaps, QpInitAttr, QueuePair, RtrParams, RtsParams, SendBatch},
     srq::{SharedReceiveQueue, SrqCaps},
     wc::WorkCompletion,
     wr::{Bind, Datagram, Payload, RecvWr, RemoteAddr, SendFlags, SendOp, SendWr},

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::build::{self, GUEST_PACKAGES};
 use crate::cargo::{self, cargo};
-use crate::limits::E2E_AT_ONCE;
+use crate::limits::{E2E_AT_ONCE, SIMULATION_S};
 use crate::paths::Paths;
 use crate::setup::{self, Need};
 
@@ -59,6 +59,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             command.arg("--workspace");
             for package in GUEST_PACKAGES.iter().chain([&E2E]) {
                 command.args(["--exclude", package]);
+            }
+            if !options.quick && filter.is_none() {
+                command.env("HYV_SIM_SECONDS", SIMULATION_S);
             }
         }))
     });

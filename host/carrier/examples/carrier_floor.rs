@@ -2,13 +2,12 @@
 //!
 //! Makes two network namespaces joined by a veth pair, so it needs root and the `ip` program.
 
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hyv_carrier::Choice;
 use hyv_carrier::floor::{End, Pair};
-use hyv_carrier::sys::netns::{self, Namespace};
+use hyv_carrier::veth::Veth;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -16,51 +15,15 @@ const ROUNDS: usize = 2_000;
 const SLICE: Duration = Duration::from_millis(50);
 const SIZE: usize = 64;
 
-/// Runs `ip`, in a namespace if one is given.
-fn ip(inside: Option<&Path>, arguments: &str) -> Outcome<()> {
-    let run = || -> std::io::Result<std::process::Output> {
-        if let Some(path) = inside {
-            netns::enter(path)?;
-        }
-        Command::new("ip")
-            .args(arguments.split_ascii_whitespace())
-            .output()
-    };
-    // A child is where the thread is that forks it.
-    let output = std::thread::scope(|scope| scope.spawn(run).join())
-        .map_err(|_| "a thread panicked")?
-        .map_err(|error| format!("running ip: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let error = String::from_utf8_lossy(&output.stderr);
-    Err(format!("ip {arguments}: {}", error.trim()).into())
-}
-
-fn namespaces(mtu: usize) -> Outcome<([Namespace; 2], End, End)> {
-    let make = || Namespace::new().map_err(|error| format!("making a network namespace: {error}"));
-    let made = [make()?, make()?];
-    let paths = [made[0].path(), made[1].path()];
-    let other = paths[1].display();
-    ip(
-        Some(&paths[0]),
-        &format!("link add hyvc0 type veth peer name hyvc0 netns {other}"),
-    )?;
-    let mut ends = Vec::new();
+/// Two hosts, each on a CPU of its own where there are two.
+fn hosts(mtu: usize) -> Outcome<(Veth, End, End)> {
+    let veth = Veth::new(mtu)?;
     let cpus = std::thread::available_parallelism()?.get();
-    for (index, path) in paths.into_iter().enumerate() {
-        let addr = format!("10.74.0.{}", index + 1);
-        ip(Some(&path), "link set lo up")?;
-        ip(Some(&path), &format!("addr add {addr}/24 dev hyvc0"))?;
-        ip(Some(&path), &format!("link set hyvc0 mtu {mtu} up"))?;
-        ends.push(End {
-            addr: addr.parse()?,
-            netns: Some(path),
-            cpu: (cpus > 1).then_some(index % cpus),
-        });
+    let [mut a, mut b] = veth.ends();
+    if cpus > 1 {
+        (a.cpu, b.cpu) = (Some(0), Some(1));
     }
-    let [a, b] = ends.try_into().map_err(|_| "two ends")?;
-    Ok((made, a, b))
+    Ok((veth, a, b))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -69,7 +32,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn measure(mtu: usize, how_long: Duration) -> Outcome<()> {
-    let (_made, a, b) = namespaces(mtu)?;
+    let (_veth, a, b) = hosts(mtu)?;
     let segment = mtu - 28;
     println!(
         "MTU {mtu}; {SIZE} B round trips in us, {segment} B packets one way in GB/s; medians of slices\n"

@@ -44,8 +44,11 @@ pub struct End {
 }
 
 impl End {
-    /// Runs something on a thread that is in the end's namespace and on its CPU.
-    fn run<R: Send>(&self, what: impl FnOnce() -> R + Send) -> Result<R, OpenError> {
+    /// Runs something on a thread that is in the end's namespace and on its CPU. Sockets and threads made there stay there.
+    ///
+    /// # Errors
+    /// When the namespace or the CPU cannot be had.
+    pub fn run<R: Send>(&self, what: impl FnOnce() -> R + Send) -> Result<R, OpenError> {
         let enter = || -> Result<(), OpenError> {
             if let Some(path) = &self.netns {
                 netns::enter(path).map_err(OpenError::system(format!(

@@ -27,6 +27,7 @@ pub mod packet;
 pub mod record;
 pub mod sys;
 pub mod udp;
+pub mod veth;
 
 pub use addr::ListenAddr;
 pub use error::OpenError;

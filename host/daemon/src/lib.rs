@@ -8,6 +8,7 @@
 //! | [`cm`] | connection management: identifiers, ports, the handshake |
 //! | [`instance`] | a device, its users and its guests, put together |
 //! | [`message`] | errors as people read them |
+//! | [`program`] | what every program does first: command line, log, signals |
 //! | [`session`] | the socket by which a process becomes a user |
 //! | [`timer`] | deadlines by key |
 //! | [`wire`] | the way to other hosts: address, carrier, recording |
@@ -20,6 +21,7 @@ pub mod cm;
 pub mod instance;
 pub mod limits;
 pub mod message;
+pub mod program;
 pub mod session;
 pub mod sys;
 pub mod timer;

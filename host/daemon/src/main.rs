@@ -1,10 +1,8 @@
 //! `hyv-host`: runs any image as a guest with an RDMA device, until it ends or Ctrl-C.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,6 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use hyv_host::accel::{self, AccelRequest};
 use hyv_host::backend::Quotas;
 use hyv_host::instance::{Instance, InstanceConfig};
+use hyv_host::program;
 use hyv_host::sys::cpu;
 use hyv_host::sys::runtime_dir::RuntimeRoot;
 use hyv_host::vmm::{Forward, GuestConfig, GuestIp, NetConfig};
@@ -78,34 +77,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads the command line. `HYV_COMMAND` is what the user typed before it, if that was another command.
 fn parse() -> Result<Args, clap::Error> {
-    let mut command = Args::command();
-    if let Some(typed) = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok()) {
-        command = command.bin_name(typed);
-    }
-    Args::from_arg_matches(&command.try_get_matches()?)
+    Args::from_arg_matches(&program::matches(Args::command())?)
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
-        .with_context(|| format!("--log {}", args.log))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
+    program::start_log(&args.log)?;
+    let stop = program::stop_flag()?;
     let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
     let cpus = match &args.pin {
         Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,

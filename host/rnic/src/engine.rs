@@ -160,6 +160,22 @@ impl Engine {
         }
     }
 
+    /// What it keeps for users: themselves, their objects, and their queues' places in its lists. 0 once all are gone.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let some = |n: &mut dyn Iterator<Item = bool>| n.filter(|&b| b).count();
+        some(&mut self.users.iter().map(Option::is_some))
+            + some(&mut self.qps.iter().map(Option::is_some))
+            + some(&mut self.cqs.iter().map(Option::is_some))
+            + some(&mut self.srqs.iter().map(Option::is_some))
+            + self.hot.len()
+            + self.backlog.len()
+            + self.waiting.len()
+            + self.errored.len()
+            + self.touched.len()
+            + self.doomed.len()
+    }
+
     #[inline]
     pub(crate) fn user(&self, u: usize) -> &User {
         self.users[u]
@@ -518,22 +534,13 @@ impl Engine {
             WaitFor::Peer => ack_timeout_ns(qp.attr.timeout),
         };
         let deadline_ns = period.map(|p| now + p);
-        match &mut qp.wait {
+        let tries = match &mut qp.wait {
             Some(w) if w.what == what => {
                 if w.deadline_ns.is_some_and(|d| now >= d) {
                     w.tries += 1;
                     w.deadline_ns = deadline_ns;
-                    let (limit, status) = match what {
-                        WaitFor::Receive => (qp.attr.rnr_retry, WcStatus::RnrRetryExcErr),
-                        WaitFor::Peer => (qp.attr.retry_cnt, WcStatus::RetryExcErr),
-                    };
-                    let forever = what == WaitFor::Receive && limit == RNR_RETRY_INFINITE;
-                    if w.tries > limit && !forever {
-                        qp.current = None;
-                        self.complete_error(slot, wr, status);
-                        return false;
-                    }
                 }
+                w.tries
             }
             _ => {
                 qp.wait = Some(Wait {
@@ -544,7 +551,19 @@ impl Engine {
                 if what == WaitFor::Receive {
                     qp.counters.rnr_waits += 1;
                 }
+                0
             }
+        };
+        // A peer that is not ready says so at once; one that does not answer shows it by the end of the time-out.
+        let (limit, refused, status) = match what {
+            WaitFor::Receive => (qp.attr.rnr_retry, tries + 1, WcStatus::RnrRetryExcErr),
+            WaitFor::Peer => (qp.attr.retry_cnt, tries, WcStatus::RetryExcErr),
+        };
+        let forever = what == WaitFor::Receive && limit == RNR_RETRY_INFINITE;
+        if refused > limit && !forever {
+            qp.current = None;
+            self.complete_error(slot, wr, status);
+            return false;
         }
         if !self.waiting.contains(&slot) {
             self.waiting.push(slot);

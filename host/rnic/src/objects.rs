@@ -85,6 +85,8 @@ pub(crate) struct Binding {
     pub mr: usize,
     /// Handle of the QP.
     pub qp: u32,
+    /// Place in that QP's list.
+    pub place: usize,
     /// Remote rights.
     pub access: Access,
     pub iova: u64,
@@ -282,8 +284,8 @@ pub(crate) struct Qp {
     pub established: bool,
     pub is_hot: bool,
     pub in_backlog: bool,
-    /// Memory windows bound to it.
-    pub windows: u32,
+    /// Indices of the memory windows bound to it.
+    pub windows: Vec<u16>,
     /// PSN of the next datagram (UD).
     pub datagram_psn: u32,
     /// Its peer is on another host.

@@ -10,6 +10,15 @@ const REMOTE: Access = Access::REMOTE_READ
     .union(Access::REMOTE_ATOMIC);
 const DATA: u64 = 1 << 16;
 
+const SMALL: Cap = Cap {
+    sq_log2: 2,
+    rq_log2: 0,
+    stride: 32,
+    sig_all: false,
+    ty: QpType::Rc,
+    srq: u32::MAX,
+};
+
 /// A connection whose B owns a region that only windows open, and a window.
 struct Rig {
     p: Pair,
@@ -71,22 +80,6 @@ impl Rig {
         self.p.pump();
         status(&self.p.a.scq.one())
     }
-
-    /// Both sides anew, and the window as it is.
-    fn reconnect(&mut self) {
-        let p = &mut self.p;
-        p.a.qp.reset(&mut p.e);
-        p.b.qp.reset(&mut p.e);
-        connect(&mut p.e, &p.a.qp, &p.b.qp, &Conn::default());
-        p.b.rcq.drain();
-        for kind in [summary::QP_ACCESS_ERROR, summary::QP_REQUEST_ERROR] {
-            event(&p.b.user.ram, kind, p.b.qp.index());
-        }
-    }
-
-    fn bytes(&self, at: u64, len: u64) -> Vec<u8> {
-        self.p.b.user.ram.read(self.mr.offset + at, len)
-    }
 }
 
 fn alloc(p: &mut Pair, mw_type: u32) -> Result<MrReply, VerbError> {
@@ -102,377 +95,6 @@ fn alloc(p: &mut Pair, mw_type: u32) -> Result<MrReply, VerbError> {
 /// The same index, another low byte.
 fn next(key: u32) -> u32 {
     key & !0xff | key.wrapping_add(1) & 0xff
-}
-
-#[test]
-fn a_window_opens_what_it_says_and_no_more() {
-    use WrOpcode::{FetchAdd, Read, Write};
-    let mut r = Rig::new();
-    r.p.a.fill(0, &[7; 4096]);
-    assert_eq!(r.reach(Write, r.mr.rkey, 0, 8), WcStatus::RemAccessErr);
-    r.reconnect();
-    // Not bound yet.
-    assert_eq!(r.reach(Write, r.key, 0, 8), WcStatus::RemAccessErr);
-    r.reconnect();
-    assert_eq!(r.bind(REMOTE, 4096, 1024), WcStatus::Success);
-    for op in [Write, Read] {
-        assert_eq!(r.reach(op, r.key, 4096, 1024), WcStatus::Success);
-        assert_eq!(r.reach(op, r.key, 5119, 1), WcStatus::Success);
-    }
-    assert_eq!(r.bytes(4096, 1024), [7; 1024]);
-    assert_eq!(r.reach(FetchAdd, r.key, 4096 + 1016, 8), WcStatus::Success);
-    for op in [Write, Read] {
-        for (at, len) in [(4095, 1), (4095, 2), (5119, 2), (5120, 1), (4096, 1025)] {
-            let s = r.reach(op, r.key, at, len);
-            assert_eq!(s, WcStatus::RemAccessErr, "{op:?} {at} {len}");
-            assert!(event(
-                &r.p.b.user.ram,
-                summary::QP_ACCESS_ERROR,
-                r.p.b.qp.index()
-            ));
-            r.reconnect();
-        }
-    }
-    // Another low byte, another index.
-    for key in [next(r.key), r.mw.rkey, r.key ^ 0x100, r.key & 0xff] {
-        assert_eq!(r.reach(Read, key, 4096, 8), WcStatus::RemAccessErr);
-        r.reconnect();
-    }
-    assert_eq!(r.reach(Read, r.key, 4096, 8), WcStatus::Success);
-}
-
-#[test]
-fn a_window_gives_the_rights_it_was_bound_with() {
-    use WrOpcode::{CmpSwp, FetchAdd, Read, Write};
-    let (none, read) = (Access::empty(), Access::REMOTE_READ);
-    let (write, atomic) = (Access::REMOTE_WRITE, Access::REMOTE_ATOMIC);
-    for rights in [none, read, write, atomic, read | write, write | atomic] {
-        let mut r = Rig::new();
-        assert_eq!(r.bind(rights, 0, 64), WcStatus::Success);
-        for (op, need) in [
-            (Read, read),
-            (Write, write),
-            (FetchAdd, atomic),
-            (CmpSwp, atomic),
-        ] {
-            let want = if rights.contains(need) {
-                WcStatus::Success
-            } else {
-                WcStatus::RemAccessErr
-            };
-            assert_eq!(r.reach(op, r.key, 8, 8), want, "{rights:?} {op:?}");
-            r.reconnect();
-        }
-    }
-}
-
-#[test]
-fn a_windows_key_is_no_local_key() {
-    let mut r = Rig::new();
-    assert_eq!(r.bind(REMOTE, 0, 64), WcStatus::Success);
-    let sge = Sge {
-        addr: r.mr.iova,
-        len: 8,
-        lkey: r.key,
-    };
-    let wr = Wr::new(WrOpcode::Write, 1).sge(sge).to(&r.p.a.mr, 0);
-    assert_eq!(r.b_posts(&wr), WcStatus::LocProtErr);
-    r.reconnect();
-    for len in [8, 64] {
-        r.p.b.qp.post_recv(1, &[Sge { len, ..sge }]);
-        let wr = Wr::new(WrOpcode::Send, 2).sge(r.p.a.mr.sge(0, len));
-        r.p.a.qp.post(&wr);
-        r.p.pump();
-        assert_eq!(status(&r.p.a.scq.one()), WcStatus::RemOpErr);
-        assert_eq!(status(&r.p.b.rcq.one()), WcStatus::LocProtErr);
-        r.reconnect();
-    }
-    // Nor does it bind another window.
-    let other = alloc(&mut r.p, 2).expect("alloc_mw").rkey;
-    let mut wr = Wr::bind(1, other, next(other), REMOTE, &r.mr, 0, 8);
-    wr.sges[0].lkey = r.key;
-    assert_eq!(r.b_posts(&wr), WcStatus::MwBindErr);
-}
-
-#[test]
-fn a_window_is_one_queue_pairs() {
-    let mut r = Rig::new();
-    assert_eq!(r.bind(REMOTE, 0, 64), WcStatus::Success);
-    // Another connection of the same two, in the same PD.
-    let p = &mut r.p;
-    let mut x = p.a.extra_qp(&mut p.e, Cap::default());
-    let mut y = p.b.extra_qp(&mut p.e, Cap::default());
-    connect(&mut p.e, &x, &y, &Conn::default());
-    let wr = Wr::new(WrOpcode::Read, 1).sge(p.a.mr.sge(0, 8));
-    let wr = wr.remote(r.mr.iova, r.key);
-    x.post(&wr);
-    pump(&mut p.e);
-    assert_eq!(status(&p.a.scq.one()), WcStatus::RemAccessErr);
-    for q in [&mut x, &mut y] {
-        q.reset(&mut p.e);
-    }
-    connect(&mut p.e, &x, &y, &Conn::default());
-    // Nor can it be unbound or invalidated there.
-    let unbind = Wr::bind(2, r.key, next(r.key), REMOTE, &r.mr, 0, 0);
-    y.post(&unbind);
-    pump(&mut p.e);
-    assert_eq!(status(&p.b.scq.one()), WcStatus::MwBindErr);
-    y.reset(&mut p.e);
-    y.connect(&mut p.e, x.qpn, &Conn::default());
-    y.post(&Wr::new(WrOpcode::LocalInv, 3).imm(r.key));
-    pump(&mut p.e);
-    assert_eq!(status(&p.b.scq.one()), WcStatus::LocQpOpErr);
-    assert_eq!(r.reach(WrOpcode::Read, r.key, 0, 8), WcStatus::Success);
-    // The QP goes, and with it the binding: a QP in its place has none of it.
-    let p = &mut r.p;
-    p.e.destroy_qp(p.b.qp.owner, p.b.qp.handle).expect("drop");
-    let (id, pd) = (p.b.user.id, p.b.pd);
-    p.e.dereg_mr(id, r.mr.handle)
-        .expect("nothing is bound to it");
-    p.e.dealloc_mw(id, r.mw.handle).expect("dealloc_mw");
-    let gone = Err(VerbError::new(Errno::NoEnt, Reason::BadHandle));
-    assert_eq!(p.e.dealloc_mw(id, r.mw.handle), gone);
-    assert!(p.e.dealloc_pd(id, pd).is_err(), "others use it");
-}
-
-#[test]
-fn binds_that_break_a_rule() {
-    let mut r = Rig::new();
-    let (id, pd) = (r.p.b.user.id, r.p.b.pd);
-    let elsewhere = r.p.b.user.pd(&mut r.p.e);
-    let (e, user) = (&mut r.p.e, &r.p.b.user);
-    let bind_only = user.mr_at(e, pd, r.mr.offset, DATA, Access::MW_BIND);
-    let no_bind = user.mr_at(e, pd, r.mr.offset, DATA, Access::LOCAL_WRITE);
-    let full = Access::MW_BIND | Access::LOCAL_WRITE;
-    let other_pd = user.mr_at(e, elsewhere, r.mr.offset, DATA, full);
-    let foreign = e
-        .alloc_mw(
-            id,
-            &AllocMw {
-                pd: elsewhere,
-                mw_type: 2,
-            },
-        )
-        .expect("alloc_mw")
-        .rkey;
-    let (k, n, mr) = (r.key, next(r.key), r.mr);
-    let read = Access::REMOTE_READ;
-    let good = |access, mr: &Mr, at, len| Wr::bind(9, k, n, access, mr, at, len);
-    let bad_access = |bits: u64| {
-        let mut wr = good(read, &mr, 0, 8);
-        wr.remote = bits;
-        wr
-    };
-    let mut before_it = good(read, &mr, 0, 8);
-    before_it.sges[0].addr -= 1;
-    let mut stale = mr;
-    stale.lkey ^= 0x55;
-    let cases = [
-        ("the region does not allow it", good(read, &no_bind, 0, 8)),
-        ("another PD's region", good(read, &other_pd, 0, 8)),
-        ("no such region", good(read, &stale, 0, 8)),
-        (
-            "remote write without local write",
-            good(Access::REMOTE_WRITE, &bind_only, 0, 8),
-        ),
-        (
-            "remote atomic without local write",
-            good(Access::REMOTE_ATOMIC, &bind_only, 0, 8),
-        ),
-        ("behind the end", good(read, &mr, DATA - 7, 8)),
-        ("longer", good(read, &mr, 0, DATA + 1)),
-        ("endless", good(read, &mr, 0, u64::MAX)),
-        ("before the beginning", before_it),
-        ("local access", bad_access(1)),
-        ("bind access", bad_access(1 << 4)),
-        ("unknown access", bad_access(1 << 9)),
-        ("wide access", bad_access(1 << 33)),
-        ("the same key", Wr::bind(9, k, k, read, &mr, 0, 8)),
-        ("another index", Wr::bind(9, k, n + 0x100, read, &mr, 0, 8)),
-        ("a stale key", Wr::bind(9, n, k, read, &mr, 0, 8)),
-        (
-            "no such window",
-            Wr::bind(9, k + 0x100, n + 0x100, read, &mr, 0, 8),
-        ),
-        (
-            "a region's key",
-            Wr::bind(9, mr.rkey, next(mr.rkey), read, &mr, 0, 8),
-        ),
-        (
-            "another PD's window",
-            Wr::bind(9, foreign, next(foreign), read, &mr, 0, 8),
-        ),
-    ];
-    for (name, wr) in cases {
-        assert_eq!(r.b_posts(&wr), WcStatus::MwBindErr, "{name}");
-        assert_eq!(r.p.b.qp.state(&r.p.e), QpState::Err, "{name}");
-        r.reconnect();
-    }
-    let mut wr = good(read, &mr, 0, 8);
-    wr.sges.clear();
-    assert_eq!(r.b_posts(&wr.inline(&[0; 8])), WcStatus::LocQpOpErr);
-    r.reconnect();
-    // None of that changed anything; read needs no local write.
-    let wr = good(read, &bind_only, 16, 8);
-    assert_eq!(r.b_posts(&wr), WcStatus::Success);
-    r.key = n;
-    // Bound: not once more.
-    assert_eq!(r.bind(read, 0, 8), WcStatus::MwBindErr);
-    r.reconnect();
-    assert_eq!(r.reach(WrOpcode::Read, r.key, 16, 8), WcStatus::Success);
-}
-
-#[test]
-fn unbinding_takes_the_key_away() {
-    let mut r = Rig::new();
-    for round in 0..300u64 {
-        let before = r.key;
-        assert_eq!(r.bind(REMOTE, 8 * round, 64), WcStatus::Success);
-        assert_ne!(r.key, before);
-        assert_eq!(
-            r.reach(WrOpcode::Write, r.key, 8 * round, 64),
-            WcStatus::Success
-        );
-        let bound = r.key;
-        match round % 3 {
-            // A bind of nothing; another one changes only the key.
-            0 => {
-                assert_eq!(r.bind(Access::empty(), 0, 0), WcStatus::Success);
-                assert_eq!(r.bind(Access::empty(), 0, 0), WcStatus::Success);
-            }
-            1 => {
-                let wr = Wr::new(WrOpcode::LocalInv, 4).imm(r.key);
-                assert_eq!(r.b_posts(&wr), WcStatus::Success);
-            }
-            _ => {
-                r.p.b.qp.post_recv(5, &[]);
-                let wr = Wr::new(WrOpcode::SendInv, 6).imm(r.key);
-                r.p.a.qp.post(&wr);
-                r.p.pump();
-                let s = r.p.a.scq.one();
-                assert_eq!(status(&s), WcStatus::Success);
-                assert_eq!(s.opcode, WcOpcode::Send as u8);
-                let c = r.p.b.rcq.one();
-                assert_eq!((status(&c), c.wr_id), (WcStatus::Success, 5));
-                assert_eq!(c.flags & !cqe_flags::DATA, cqe_flags::WITH_INV);
-                assert_eq!(c.imm, r.key, "the key that was invalidated");
-            }
-        }
-        if round % 50 < 3 {
-            for key in [bound, r.key] {
-                let s = r.reach(WrOpcode::Read, key, 8 * round, 8);
-                assert_eq!(s, WcStatus::RemAccessErr, "round {round}");
-                r.reconnect();
-            }
-        }
-    }
-    // Nothing is bound: the region may go.
-    let (p, h) = (&mut r.p, r.mr.handle);
-    p.e.dereg_mr(p.b.user.id, h).expect("dereg_mr");
-}
-
-#[test]
-fn send_with_invalidate_moves_data_of_any_length() {
-    for len in [0, 8, 32, 33, 4096, 65_536 - 64] {
-        let mut r = Rig::new();
-        assert_eq!(r.bind(REMOTE, 0, 64), WcStatus::Success);
-        let data = Rng(31).bytes(len as usize);
-        r.p.a.fill(0, &data);
-        let sge = r.p.b.mr.sge(0, len);
-        r.p.b.qp.post_recv(5, &[sge]);
-        let wr = Wr::new(WrOpcode::SendInv, 6).imm(r.key);
-        r.p.a.qp.post(&wr.sge(r.p.a.mr.sge(0, len)));
-        r.p.pump();
-        assert_eq!(status(&r.p.a.scq.one()), WcStatus::Success);
-        let c = r.p.b.rcq.one();
-        assert_eq!((c.byte_len, c.imm), (len, r.key));
-        assert_eq!(received(&r.p.b.user.ram, &c, &[sge], IOVA), data);
-        assert_eq!(r.reach(WrOpcode::Read, r.key, 0, 8), WcStatus::RemAccessErr);
-    }
-}
-
-#[test]
-fn keys_that_cannot_be_invalidated() {
-    let mut r = Rig::new();
-    let unbound = alloc(&mut r.p, 2).expect("alloc_mw").rkey;
-    assert_eq!(r.bind(REMOTE, 0, 64), WcStatus::Success);
-    let (own, theirs) = (r.mr.rkey, r.p.a.mr.rkey);
-    let far = next(r.key);
-    for key in [own, theirs, unbound, far, 0, u32::MAX] {
-        let wr = Wr::new(WrOpcode::LocalInv, 4).imm(key);
-        assert_eq!(r.b_posts(&wr), WcStatus::LocQpOpErr, "{key:x}");
-        assert_eq!(r.p.b.qp.state(&r.p.e), QpState::Err);
-        r.reconnect();
-        for len in [8, 4096] {
-            r.p.b.qp.post_recv(5, &[r.p.b.mr.sge(0, 4096)]);
-            let wr = Wr::new(WrOpcode::SendInv, 6).imm(key);
-            r.p.a.qp.post(&wr.sge(r.p.a.mr.sge(0, len)));
-            r.p.pump();
-            assert_eq!(status(&r.p.a.scq.one()), WcStatus::RemAccessErr);
-            let c = r.p.b.rcq.one();
-            assert_eq!((status(&c), c.wr_id), (WcStatus::RemInvReqErr, 5));
-            let i = r.p.b.qp.index();
-            assert!(event(&r.p.b.user.ram, summary::QP_ACCESS_ERROR, i));
-            assert_eq!(r.p.b.qp.state(&r.p.e), QpState::Err);
-            r.reconnect();
-        }
-    }
-    // Regions still stand, and so does the window.
-    assert_eq!(r.reach(WrOpcode::Read, r.key, 0, 64), WcStatus::Success);
-    r.p.b.qp.post_recv(5, &[]);
-    r.p.a.qp.post(&Wr::new(WrOpcode::SendInv, 6).imm(r.key));
-    r.p.pump();
-    assert_eq!(status(&r.p.b.rcq.one()), WcStatus::Success);
-}
-
-#[test]
-fn local_operations_keep_their_place_in_the_queue() {
-    let mut r = Rig::new();
-    let (k, n) = (r.key, next(r.key));
-    // All at once: bind, tell the peer, take it back.
-    let bind = Wr::bind(1, k, n, REMOTE, &r.mr, 0, 64).unsignaled();
-    let tell = Wr::new(WrOpcode::Send, 2).inline(&n.to_ne_bytes());
-    let back = Wr::new(WrOpcode::LocalInv, 3).imm(n).with(flags::FENCE);
-    let twice = Wr::new(WrOpcode::LocalInv, 4).imm(n);
-    let late = Wr::new(WrOpcode::Send, 5).inline(&[1]);
-    r.p.a.qp.post_recv(7, &[r.p.a.mr.sge(0, 8)]);
-    for wr in [bind, tell, back, twice, late] {
-        r.p.b.qp.post_silently(&wr);
-    }
-    assert_eq!(r.p.b.qp.ring(), Ring::Seen);
-    r.p.pump();
-    let got: Vec<_> =
-        r.p.b
-            .scq
-            .drain()
-            .iter()
-            .map(|c| (c.wr_id, status(c)))
-            .collect();
-    let ok = WcStatus::Success;
-    let want = [
-        (2, ok),
-        (3, ok),
-        (4, WcStatus::LocQpOpErr),
-        (5, WcStatus::WrFlushErr),
-    ];
-    assert_eq!(got, want);
-    assert_eq!(r.p.a.rcq.drain().len(), 1);
-}
-
-#[test]
-fn windows_of_unreliable_connections() {
-    let mut r = Rig::of(QpType::Uc);
-    r.p.a.fill(0, &[3; 64]);
-    assert_eq!(r.bind(REMOTE, 0, 64), WcStatus::Success);
-    assert_eq!(r.reach(WrOpcode::Write, r.key, 0, 64), WcStatus::Success);
-    assert_eq!(r.bytes(0, 64), [3; 64]);
-    let wr = Wr::new(WrOpcode::LocalInv, 1).imm(r.key);
-    assert_eq!(r.b_posts(&wr), WcStatus::Success);
-    r.p.a.fill(0, &[4; 64]);
-    assert_eq!(r.reach(WrOpcode::Write, r.key, 0, 64), WcStatus::Success);
-    assert_eq!(r.bytes(0, 64), [3; 64], "dropped");
-    assert_eq!(r.b_posts(&wr), WcStatus::LocQpOpErr);
-    assert_eq!(r.p.b.qp.state(&r.p.e), QpState::Sqe);
 }
 
 #[test]
@@ -519,4 +141,83 @@ fn control_of_windows_is_checked() {
     assert_eq!(e.dealloc_pd(id, pd), Err(busy));
     e.dealloc_mw(id, mw.handle).expect("dealloc_mw");
     e.dealloc_pd(id, pd).expect("dealloc_pd");
+}
+
+#[test]
+fn many_windows_of_many_queue_pairs_come_and_go() {
+    println!("seed 51");
+    let mut rng = Rng(51);
+    let mut r = Rig::new();
+    let p = &mut r.p;
+    let (id, pd) = (p.b.user.id, p.b.pd);
+    let mut qps: Vec<(Qp, Qp)> = Vec::new();
+    let mut windows: Vec<(MrReply, u32, Option<u32>)> = Vec::new();
+    let mut bound = 0u32;
+    for _ in 0..4_000 {
+        if qps.len() < 3 {
+            let mut x = p.a.extra_qp(&mut p.e, SMALL);
+            let mut y = p.b.extra_qp(&mut p.e, SMALL);
+            (x.sq_tail, y.sq_tail) = (0, 0);
+            connect(&mut p.e, &x, &y, &Conn::default());
+            qps.push((x, y));
+        }
+        let q = rng.next() as usize % qps.len();
+        match rng.next() % 8 {
+            0 if windows.len() < 40 => {
+                let req = AllocMw { pd, mw_type: 2 };
+                let mw = p.e.alloc_mw(id, &req).expect("alloc_mw");
+                windows.push((mw, mw.rkey, None));
+            }
+            1 if !windows.is_empty() => {
+                let w = windows.swap_remove(rng.next() as usize % windows.len());
+                p.e.dealloc_mw(id, w.0.handle).expect("dealloc_mw");
+                bound -= u32::from(w.2.is_some());
+            }
+            2 if qps.len() == 3 && rng.below(16) == 0 && p.b.user.room() > 4096 => {
+                let (x, y) = qps.swap_remove(q);
+                p.e.destroy_qp(id, y.handle).expect("destroy_qp");
+                p.e.destroy_qp(x.owner, x.handle).expect("destroy_qp");
+                for w in &mut windows {
+                    if w.2 == Some(y.handle) {
+                        w.2 = None;
+                        bound -= 1;
+                    }
+                }
+            }
+            _ if !windows.is_empty() => {
+                let i = rng.next() as usize % windows.len();
+                let w = &mut windows[i];
+                let y = &mut qps[q].1;
+                let wr = match w.2 {
+                    None => {
+                        w.2 = Some(y.handle);
+                        bound += 1;
+                        let new = next(w.1);
+                        let present = std::mem::replace(&mut w.1, new);
+                        Wr::bind(1, present, w.1, REMOTE, &r.mr, 0, 8)
+                    }
+                    Some(h) if h == y.handle => {
+                        w.2 = None;
+                        bound -= 1;
+                        Wr::new(WrOpcode::LocalInv, 1).imm(w.1)
+                    }
+                    Some(_) => continue,
+                };
+                y.post_silently(&wr);
+                let _ = y.ring();
+                pump(&mut p.e);
+                assert_eq!(status(&p.b.scq.one()), WcStatus::Success);
+            }
+            _ => {}
+        }
+        // The region may go only when nothing is bound to it.
+        if bound > 0 {
+            let busy = VerbError::new(Errno::Busy, Reason::WindowsBound);
+            assert_eq!(p.e.dereg_mr(id, r.mr.handle), Err(busy));
+        }
+    }
+    for (mw, ..) in windows {
+        p.e.dealloc_mw(id, mw.handle).expect("dealloc_mw");
+    }
+    p.e.dereg_mr(id, r.mr.handle).expect("nothing is bound");
 }

@@ -35,6 +35,8 @@ struct Link {
     loss: u64,
     double: u64,
     reorder: u64,
+    /// Messages after which no receive is posted for a while.
+    rnr: u64,
 }
 
 struct Wire {
@@ -71,13 +73,15 @@ struct Op {
 
 const MEM: usize = 1 << 16;
 
-/// Runs random messages through; panics if anything is lost, doubled, out of order or different.
+/// Runs random messages through; panics if anything is lost, doubled, out of order or different. Gives the request packets sent, and
+/// how many it takes.
 fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
     println!("seed {seed} {link:?} count {count}");
     let mut rng = Rng(seed);
     let mtu = 256u32 << rng.below(5);
     let psn = Psn::new(0x100_0000 - rng.below(60) as u32);
     let depth = 1 + rng.below(8) as u32;
+    let mut needed = 0;
     let mut q = Requester::new(RequesterConfig {
         psn,
         mtu,
@@ -140,6 +144,11 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                 data.fill(0);
             }
         }
+        needed += u64::from(match kind {
+            MessageKind::Atomic(_) => 1,
+            MessageKind::Read(_) => packets(len, mtu).div_ceil(hyv_roce::limits::READ_CHUNK),
+            _ => packets(len, mtu),
+        });
         todo.push_back(Op {
             message: Message { kind, len, fence },
             data,
@@ -256,7 +265,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
                     }
                     if request.position.begins() {
                         assembling.clear();
-                        if rng.chance(5) {
+                        if rng.chance(link.rnr) {
                             posted_at = now + rng.below(100_000);
                         }
                     }
@@ -378,21 +387,20 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
             "seed {seed}: atomic {i} once"
         );
     }
-    (now, packets_sent)
+    (packets_sent, needed)
 }
 
 #[test]
 fn a_clean_link_sends_nothing_twice() {
     for seed in 0..30 {
-        run(
-            seed,
-            Link {
-                loss: 0,
-                double: 0,
-                reorder: 0,
-            },
-            60,
-        );
+        let link = Link {
+            loss: 0,
+            double: 0,
+            reorder: 0,
+            rnr: 0,
+        };
+        let (sent, needed) = run(seed, link, 60);
+        assert_eq!(sent, needed, "seed {seed}");
     }
 }
 
@@ -404,7 +412,9 @@ fn whatever_the_link_does_all_arrives_once_and_in_order() {
             loss: rng.below(12),
             double: rng.below(10),
             reorder: rng.below(20),
+            rnr: rng.below(8),
         };
-        run(seed, link, 60);
+        let (sent, needed) = run(seed, link, 60);
+        assert!(sent >= needed, "seed {seed}");
     }
 }

@@ -208,9 +208,12 @@ impl<M: Shared> Nic for Card<M> {
         if self.broken {
             return false;
         }
-        let arrived = self.rx.interrupts(true);
-        let room = !self.can_send() && self.tx.interrupts(true);
-        arrived || room
+        if self.can_send() {
+            self.rx.interrupts(true)
+        } else {
+            // Without room to answer no frame is taken, so room is what to wait for.
+            self.tx.interrupts(true) && self.can_send()
+        }
     }
 
     fn disarm(&mut self) {

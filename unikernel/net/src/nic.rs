@@ -20,8 +20,8 @@ pub trait Nic {
     /// Tells the device what was given to it since the last time.
     fn flush(&mut self);
 
-    /// Asks for a wake-up when a frame arrives, or room where there was none. True if there is something already: then do not
-    /// sleep.
+    /// Asks for a wake-up when a frame arrives, or, where there is no room to send, when there is some. True if that is so already: then
+    /// do not sleep.
     fn arm(&mut self) -> bool;
 
     /// No wake-ups any more.

@@ -234,6 +234,9 @@ impl Stack {
 
     /// Sends a SYN from a port of our own.
     pub(crate) fn connect(&mut self, socket: SocketHandle, to: IpEndpoint) -> Result<(), Error> {
+        if !to.addr.is_unicast() {
+            return Err(Error::Unaddressable);
+        }
         let port = (0..EPHEMERAL)
             .map(|i| FIRST_EPHEMERAL + self.next_port.wrapping_add(i) % EPHEMERAL)
             .find(|p| !self.port_used(*p))
@@ -412,10 +415,14 @@ impl Net {
         let seen = self.around.wake_seen();
         let (busy, until) = self.with(|stack, now| {
             let busy = stack.port.nic.arm();
-            let due = stack
-                .iface
-                .poll_delay(instant(now), &stack.sockets)
-                .map_or(u64::MAX, |d| now.saturating_add(d.total_micros() * 1000));
+            // What is due has to wait for room.
+            let due = match stack.port.nic.can_send() {
+                true => stack.iface.poll_delay(instant(now), &stack.sockets),
+                false => None,
+            };
+            let due = due.map_or(u64::MAX, |d| {
+                now.saturating_add(d.total_micros().saturating_mul(1000))
+            });
             let capped = now.saturating_add(self.around.max_sleep_ns());
             (busy || due <= now, deadline.min(due).min(capped))
         });

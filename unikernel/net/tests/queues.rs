@@ -348,8 +348,15 @@ fn full_queues_wait() {
     assert_eq!(rig.card.counters().dropped, 1);
     rig.card.flush();
     assert!(!rig.card.arm());
+    assert!(rig.deliver(&[1; 60]));
+    assert!(
+        !rig.card.arm(),
+        "a frame that cannot be answered is no reason to stay awake"
+    );
     assert_eq!(rig.collect(), Some(vec![2; 60]));
+    assert!(rig.card.arm(), "room is");
     assert!(rig.card.can_send(), "what is out makes room");
+    assert_eq!(rig.card.receive(&mut into), Some(60));
 }
 
 #[test]

@@ -140,12 +140,35 @@ fn nobody_is_there() {
     );
 }
 
+/// The clock here only goes while a side sleeps, so a stack that tries without a pause would never come back.
+#[test]
+fn no_way_there_is_waited_for_asleep() {
+    let world = World::new(1, Faults::default());
+    let a = world.net(0, "10.0.0.1/24");
+    let limit = Some(Duration::from_secs(2));
+    for to in [IpAddress::v4(192, 0, 2, 1), b6()] {
+        let e = TcpStream::connect(&a, to, PORT, limit).unwrap_err();
+        assert_eq!(e, Error::TimedOut);
+    }
+    // Nobody takes frames from the wire: it is full soon, and then there is nothing to do but to wait.
+    for _ in 0..3 * BACKLOG {
+        let e = TcpStream::connect(&a, b4(), PORT, limit).unwrap_err();
+        assert_eq!(e, Error::TimedOut);
+    }
+}
+
 #[test]
 fn no_address_to_call_from_or_to() {
     let world = World::new(1, Faults::default());
     let a = world.net(0, "10.0.0.1/24");
     let to = |address| TcpStream::connect(&a, address, PORT, Some(LIMIT)).unwrap_err();
-    assert_eq!(to(IpAddress::v4(0, 0, 0, 0)), Error::Unaddressable);
+    for none in [[0, 0, 0, 0], [224, 0, 0, 1], [255, 255, 255, 255]] {
+        assert_eq!(to(IpAddress::Ipv4(none.into())), Error::Unaddressable);
+    }
+    assert_eq!(
+        to(IpAddress::v6(0xff02, 0, 0, 0, 0, 0, 0, 1)),
+        Error::Unaddressable
+    );
     assert_eq!(
         TcpStream::connect(&a, b4(), 0, Some(LIMIT)).unwrap_err(),
         Error::Unaddressable

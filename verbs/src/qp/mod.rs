@@ -158,6 +158,16 @@ impl QueuePair {
         Ok(())
     }
 
+    /// Begins a batch of sends with one doorbell, and so one fence, for all (`ibv_wr_start`): for those that are not at hand
+    /// together as a list.
+    #[inline]
+    pub const fn batch(&mut self) -> SendBatch<'_> {
+        SendBatch {
+            qp: self,
+            posted: false,
+        }
+    }
+
     /// Posts a receive (`ibv_post_recv`).
     ///
     /// # Errors
@@ -515,5 +525,35 @@ impl QueuePair {
 impl Drop for QueuePair {
     fn drop(&mut self) {
         let _ = self.destroy_once();
+    }
+}
+
+/// Sends that share a doorbell: it rings when this is dropped. A device that polls the queue may execute them before.
+#[derive(Debug)]
+#[must_use = "it rings the doorbell when dropped"]
+pub struct SendBatch<'a> {
+    qp: &'a mut QueuePair,
+    posted: bool,
+}
+
+impl SendBatch<'_> {
+    /// Posts one more.
+    ///
+    /// # Errors
+    /// [`PostError`]; it is not posted then, those before it are.
+    #[inline]
+    pub fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError> {
+        self.qp.push_send(wr)?;
+        self.posted = true;
+        Ok(())
+    }
+}
+
+impl Drop for SendBatch<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.posted {
+            self.qp.ring();
+        }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use hyv_host::sys::clock;
 use hyv_host::sys::window::SharedWindow;
 use hyv_lab::{Latencies, Slice, median};
-use hyv_verbs::probe;
+use hyv_verbs::probe::{self, Lines};
 use kvstore::client::{Client, ClientError, Simple};
 use kvstore::proto::Reply;
 
@@ -107,8 +107,8 @@ impl<'a> Target<'a> {
     /// # Errors
     /// When the server does not take part.
     pub fn floor(&mut self) -> Result<f64> {
-        let line = &self.window.probe.line;
-        line.store(0, Ordering::SeqCst);
+        let lines = Lines::one(&self.window);
+        lines.reset();
         let total = 2 * FLOOR_ROUNDS;
         self.pump
             .client
@@ -119,7 +119,7 @@ impl<'a> Target<'a> {
                 .step(|_, reply| ready = matches!(reply, Ok(Reply::Probe { .. })))?;
         }
         let bounce = |from, rounds| -> Result<()> {
-            if probe::bounce(line, from, rounds, SILENCE_NS, clock::monotonic_ns) {
+            if probe::bounce(lines, from, rounds, SILENCE_NS, clock::monotonic_ns) {
                 return Ok(());
             }
             bail!("the server does not answer on the probe line");

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use hyv_verbs::probe::{Lines, respond};
 use hyv_verbs::{Payload, RemoteAddr, SendOp};
 
 use super::connection::{Held, Link, NONE};
@@ -388,8 +389,8 @@ impl Server {
         self.reply(link, tag, &Reply::Probe { rounds });
         if !link.broken {
             let platform = self.context.platform();
-            hyv_verbs::probe::respond(
-                &platform.window().probe.line,
+            respond(
+                Lines::one(platform.window()),
                 rounds,
                 limits::PROBE_SILENCE_NS,
                 || platform.now_ns(),

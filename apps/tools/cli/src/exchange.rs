@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use hyv_host::accel::AccelRequest;
 use hyv_host::backend::Quotas;
 use hyv_host::instance::{Instance, InstanceConfig};
+use hyv_host::program;
 use hyv_host::vmm::{Forward, GuestConfig, GuestIp, NetConfig};
 use hyv_host::wire::WireConfig;
 use hyv_lab::values;
@@ -203,8 +204,8 @@ impl Common {
 /// # Errors
 /// A wrong argument, no device, no peer, or an exchange that failed.
 pub fn pingpong(args: &PingpongArgs) -> Result<ExitCode> {
-    crate::start_log(&args.common.log)?;
-    let stop = machine::stop_flag()?;
+    program::start_log(&args.common.log)?;
+    let stop = program::stop_flag()?;
     let transport = match args.kind {
         Kind::Rc => pingpong::Transport::Rc,
         Kind::Uc => pingpong::Transport::Uc,
@@ -368,8 +369,8 @@ impl pingpong::Stream for Tcp {
 /// # Errors
 /// A wrong argument, no device, no peer, or an exchange that failed.
 pub fn rping(args: &RpingArgs) -> Result<ExitCode> {
-    crate::start_log(&args.common.log)?;
-    let stop = machine::stop_flag()?;
+    program::start_log(&args.common.log)?;
+    let stop = program::stop_flag()?;
     let (least, most) = (u64::from(rping::MIN_SIZE), u64::from(rping::MAX_SIZE));
     if !(least..=most).contains(&args.size) {
         bail!("-S {}: from {least} bytes to 1M", args.size);

@@ -12,10 +12,10 @@ pub mod machine;
 pub mod pcap;
 pub mod perf;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use hyv_host::program;
 
 /// RDMA tools: measure verbs in a guest and on Linux, check captures.
 #[derive(Parser, Debug)]
@@ -61,27 +61,6 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// Reads the command line. `HYV_COMMAND` is what the user typed before it, if that was another command.
 fn parse() -> Result<Cli, clap::Error> {
-    let command = Cli::command();
-    let typed = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok());
-    let matches = match typed {
-        Some(typed) => command.bin_name(typed).try_get_matches()?,
-        None => command.try_get_matches()?,
-    };
-    Cli::from_arg_matches(&matches)
-}
-
-/// Starts logging at a level (`error`, `warn`, `info`, `debug`, `trace`, or a filter like `hyv_host=debug`).
-fn start_log(level: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|e| {
-        anyhow::anyhow!("--log {level}: {e}; say error, warn, info, debug or trace")
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
-    Ok(())
+    Cli::from_arg_matches(&program::matches(Cli::command())?)
 }

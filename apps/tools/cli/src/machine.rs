@@ -1,9 +1,7 @@
 //! A device with what runs on it: a guest with the tools' image, native processes, and who runs on which CPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +20,8 @@ pub struct Roles {
     pub engine: Vec<usize>,
     /// The side under measurement.
     pub measured: Vec<usize>,
+    /// A third one, if there is.
+    pub third: Option<Vec<usize>>,
 }
 
 impl Roles {
@@ -38,35 +38,18 @@ impl Roles {
             None => allowed,
         };
         Ok(match *cpus {
-            [a, b, ..] => Self {
+            [a, b, ref rest @ ..] => Self {
                 engine: vec![a],
                 measured: vec![b],
+                third: rest.first().map(|&c| vec![c]),
             },
             _ => Self {
                 engine: cpus.clone(),
                 measured: cpus,
+                third: None,
             },
         })
     }
-}
-
-/// A flag that signals raise; a second signal ends the program at once.
-///
-/// # Errors
-/// When signals cannot be watched.
-pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
-    Ok(stop)
 }
 
 /// The tools' image: `--image`, or where the build puts it.
@@ -131,6 +114,25 @@ pub struct Native {
 }
 
 impl Native {
+    /// Starts the measured side of `perf` on the instance of a folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent(dir: &Path, port: u16, name: &str, roles: &Roles) -> Result<Self> {
+        let pin: Vec<String> = roles.measured.iter().map(ToString::to_string).collect();
+        Self::start(&[
+            "perf-agent".into(),
+            "--dir".into(),
+            dir.display().to_string(),
+            "--port".into(),
+            port.to_string(),
+            "--name".into(),
+            name.into(),
+            "--pin".into(),
+            pin.join(","),
+        ])
+    }
+
     /// Starts this program with other arguments.
     ///
     /// # Errors
@@ -153,22 +155,35 @@ impl Native {
     pub fn wait_for<T, E: Into<anyhow::Error>>(
         &mut self,
         limit: Duration,
-        mut connect: impl FnMut() -> Result<T, E>,
+        connect: impl FnMut() -> Result<T, E>,
     ) -> Result<T> {
-        let start = Instant::now();
-        loop {
-            match connect() {
-                Ok(it) => return Ok(it),
-                Err(e) if start.elapsed() > limit => {
-                    return Err(e.into()).context("the native process does not serve");
-                }
-                Err(_) => {}
+        wait_for(limit, connect, || match self.child.try_wait()? {
+            Some(status) => bail!("the native process ended: {status}"),
+            None => Ok(()),
+        })
+    }
+}
+
+/// Tries `connect` until it works, `alive` says otherwise, or `limit` has passed.
+///
+/// # Errors
+/// The last error of `connect`, or what `alive` says.
+pub fn wait_for<T, E: Into<anyhow::Error>>(
+    limit: Duration,
+    mut connect: impl FnMut() -> Result<T, E>,
+    mut alive: impl FnMut() -> Result<()>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match connect() {
+            Ok(it) => return Ok(it),
+            Err(e) if start.elapsed() > limit => {
+                return Err(e.into()).context("the native side does not serve");
             }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the native process ended: {status}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            Err(_) => {}
         }
+        alive()?;
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -32,7 +32,23 @@ impl Clock {
     }
 }
 
-/// Work requests before anything is timed: caches, predictors and the hot set settle.
+/// Drives the engine, where the agent's own thread does.
+pub trait Drive {
+    /// One turn of the engine, which is taken from its thread first, if need be.
+    fn turn(&mut self);
+    /// Gives the engine back to its thread: the agent is about to sleep, or to wait for a control verb.
+    fn rest(&mut self);
+}
+
+/// Somebody else drives.
+impl Drive for () {
+    #[inline]
+    fn turn(&mut self) {}
+    fn rest(&mut self) {}
+}
+
+/// Work requests before anything is timed: caches, predictors and the hot set settle. Fewer, at least twice the depth, where they
+/// would take longer than a quarter of the slice.
 const WARM_UP: u32 = 256;
 /// How long the agent polls for a command before it sleeps.
 const SPIN_NS: u64 = 50_000;
@@ -84,12 +100,25 @@ impl Agent {
         })
     }
 
-    /// Serves partners until `stop` says so.
+    /// Serves partners until `stop` says so, while somebody else drives the engine.
     ///
     /// # Errors
     /// When the device or its host is gone; what goes wrong with one partner ends that connection only and goes to `lost`.
     pub fn serve(
         &mut self,
+        stop: impl FnMut() -> bool,
+        lost: impl FnMut(PerfError),
+    ) -> Result<(), PerfError> {
+        self.serve_driving(&mut (), stop, lost)
+    }
+
+    /// The same, and drives the engine while it carries out a command.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_driving(
+        &mut self,
+        drive: &mut impl Drive,
         mut stop: impl FnMut() -> bool,
         mut lost: impl FnMut(PerfError),
     ) -> Result<(), PerfError> {
@@ -109,8 +138,11 @@ impl Agent {
                 continue;
             };
             match self.link(id, &greeting) {
-                Ok(link) => {
-                    if let Err(e) = self.serve_one(link, &mut stop) {
+                Ok(mut link) => {
+                    let served = self.serve_one(&mut link, drive, &mut stop);
+                    // What follows are control verbs.
+                    drive.rest();
+                    if let Err(e) = served.and_then(|()| Ok(link.id.disconnect()?)) {
                         lost(e);
                     }
                 }
@@ -158,34 +190,41 @@ impl Agent {
 
     fn serve_one(
         &mut self,
-        mut link: Link,
+        link: &mut Link,
+        drive: &mut impl Drive,
         stop: &mut impl FnMut() -> bool,
     ) -> Result<(), PerfError> {
         loop {
-            let Some(command) = self.next_command(&mut link, stop)? else {
-                return Ok(link.id.disconnect()?);
+            // The engine's thread can wait as well, and another agent may want to drive meanwhile.
+            drive.rest();
+            let Some(command) = self.next_command(link, stop)? else {
+                return Ok(());
             };
             match command.kind {
-                Kind::Floor { rounds } => {
-                    self.report(&mut link, (0, 0, 0, 0))?;
+                Kind::Floor { rounds } | Kind::Exchange { rounds } => {
+                    self.report(link, drive, (0, 0, 0, 0))?;
                     let platform = self.context.platform();
-                    probe::respond(&platform.window().probe.line, rounds, SILENCE_NS, || {
-                        platform.now_ns()
-                    });
+                    let lines = match command.kind {
+                        Kind::Exchange { .. } => probe::Lines::two(platform.window()),
+                        _ => probe::Lines::one(platform.window()),
+                    };
+                    probe::respond(lines, rounds, SILENCE_NS, || platform.now_ns());
                 }
-                Kind::Latency => self.measure(&mut link, &command, 1)?,
-                Kind::Bandwidth => self.measure(&mut link, &command, DEPTH)?,
+                Kind::Latency => self.measure(link, drive, &command, 1)?,
+                Kind::Bandwidth => self.measure(link, drive, &command, DEPTH)?,
                 Kind::Connect { rounds } => {
+                    drive.rest();
                     let samples = control::connect(&self.context, &self.pd, self.clock, rounds)?;
-                    self.answer(&mut link, &samples, 1)?;
+                    self.answer(link, drive, &samples, 1)?;
                 }
                 Kind::Register { rounds } => {
+                    drive.rest();
                     let memory = match &self.memory {
                         Some(m) => m,
                         None => self.memory.insert(control::Memory::new(&self.context)?),
                     };
                     let samples = control::register(memory, &self.pd, self.clock, rounds)?;
-                    self.answer(&mut link, &samples, 1)?;
+                    self.answer(link, drive, &samples, 1)?;
                 }
             }
         }
@@ -238,6 +277,7 @@ impl Agent {
     fn report(
         &self,
         link: &mut Link,
+        drive: &mut impl Drive,
         (samples, per_sample, ops, ticks): (u32, u32, u64, u64),
     ) -> Result<(), PerfError> {
         let report = Report {
@@ -250,11 +290,11 @@ impl Agent {
         link.qp
             .post_send(&SendWr::new(0, SendOp::Send, Payload::Inline(&bytes)))?;
         // Its completion, so that no measurement begins with it.
-        self.finish(link, 1)
+        self.finish(link, drive, 1)
     }
 
     /// Polls until `n` sends have completed.
-    fn finish(&self, link: &mut Link, n: u32) -> Result<(), PerfError> {
+    fn finish(&self, link: &mut Link, drive: &mut impl Drive, n: u32) -> Result<(), PerfError> {
         let mut wait = Patience::new(self.clock);
         let mut left = n;
         while left > 0 {
@@ -262,17 +302,31 @@ impl Agent {
                 Some(wc) if !wc.is_ok() => return Err(PerfError::Completion(wc.status)),
                 Some(wc) if !wc.is_recv() => left -= 1,
                 Some(_) => return Err(PerfError::Protocol("spoke while it should listen")),
-                None => wait.turn()?,
+                None => {
+                    drive.turn();
+                    wait.turn()?;
+                }
             }
         }
         Ok(())
     }
 
-    fn measure(&self, link: &mut Link, command: &Command, depth: u32) -> Result<(), PerfError> {
-        let mut run = Run::new(self, link, command, depth);
-        run.ops(WARM_UP.max(2 * depth))?;
-        // How many work requests fill a sample.
+    fn measure(
+        &self,
+        link: &mut Link,
+        drive: &mut impl Drive,
+        command: &Command,
+        depth: u32,
+    ) -> Result<(), PerfError> {
+        let mut run = Run::new(self, link, drive, command, depth);
         let now = self.clock.ticks;
+        let slice = self.clock.of_ns(command.slice_ns);
+        let (start, mut warm) = (now(), 0);
+        while warm < 2 * depth || (warm < WARM_UP && now() - start < slice / 4) {
+            run.ops(depth)?;
+            warm += depth;
+        }
+        // How many work requests fill a sample.
         let batch = self.clock.of_ns(command.batch_ns);
         let mut per_sample = depth;
         loop {
@@ -285,7 +339,6 @@ impl Agent {
             let factor = (batch as f64 / took.max(1) as f64 * 1.1).clamp(1.2, 64.0);
             per_sample = ((f64::from(per_sample) * factor) as u32).max(per_sample + 1);
         }
-        let slice = self.clock.of_ns(command.slice_ns);
         let mut samples: Vec<u32> = Vec::with_capacity(MAX_SAMPLES);
         let begin = now();
         let mut last = begin;
@@ -296,11 +349,17 @@ impl Agent {
             last = t;
         }
         run.drain()?;
-        self.answer(link, &samples, per_sample)
+        self.answer(link, drive, &samples, per_sample)
     }
 
     /// Puts samples where the partner READs them, and reports them.
-    fn answer(&self, link: &mut Link, samples: &[u32], per_sample: u32) -> Result<(), PerfError> {
+    fn answer(
+        &self,
+        link: &mut Link,
+        drive: &mut impl Drive,
+        samples: &[u32],
+        per_sample: u32,
+    ) -> Result<(), PerfError> {
         let samples = &samples[..samples.len().min(MAX_SAMPLES)];
         for (i, &s) in samples.iter().enumerate() {
             self.region
@@ -310,7 +369,7 @@ impl Agent {
         let n = samples.len() as u32;
         let ops = u64::from(n) * u64::from(per_sample);
         let ticks = samples.iter().map(|&t| u64::from(t)).sum();
-        self.report(link, (n, per_sample, ops, ticks))
+        self.report(link, drive, (n, per_sample, ops, ticks))
     }
 }
 
@@ -354,9 +413,10 @@ fn post_recv(qp: &mut QueuePair, region: &MemoryRegion) -> Result<(), PerfError>
 }
 
 /// One measurement.
-struct Run<'a> {
+struct Run<'a, D> {
     agent: &'a Agent,
     link: &'a mut Link,
+    drive: &'a mut D,
     verb: Verb,
     size: u32,
     depth: u32,
@@ -366,11 +426,18 @@ struct Run<'a> {
     bytes: [u8; INLINE],
 }
 
-impl<'a> Run<'a> {
-    fn new(agent: &'a Agent, link: &'a mut Link, command: &Command, depth: u32) -> Self {
+impl<'a, D: Drive> Run<'a, D> {
+    fn new(
+        agent: &'a Agent,
+        link: &'a mut Link,
+        drive: &'a mut D,
+        command: &Command,
+        depth: u32,
+    ) -> Self {
         Self {
             agent,
             link,
+            drive,
             verb: command.verb,
             size: command.size,
             depth,
@@ -443,6 +510,7 @@ impl<'a> Run<'a> {
         let mut wait = Patience::new(self.agent.clock);
         loop {
             let Some(wc) = self.link.cq.poll_one() else {
+                self.drive.turn();
                 wait.turn()?;
                 continue;
             };

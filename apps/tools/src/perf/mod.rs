@@ -9,7 +9,7 @@ mod control;
 mod partner;
 mod protocol;
 
-pub use agent::{Agent, Clock};
+pub use agent::{Agent, Clock, Drive};
 pub use partner::{Partner, Samples};
 pub use protocol::{Command, Kind, MAX_SAMPLES, Verb};
 

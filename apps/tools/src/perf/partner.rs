@@ -114,13 +114,13 @@ impl Partner {
         self.agent.offset
     }
 
-    /// Has the agent answer on the probe line; returns when it is about to.
+    /// Has the agent answer on the probe lines ([`Kind::Floor`], [`Kind::Exchange`]); returns when it is about to.
     ///
     /// # Errors
     /// When it does not.
-    pub fn floor(&mut self, rounds: u32, drive: impl FnMut()) -> Result<(), PerfError> {
+    pub fn probe(&mut self, kind: Kind, drive: impl FnMut()) -> Result<(), PerfError> {
         let command = Command {
-            kind: Kind::Floor { rounds },
+            kind,
             verb: Verb::Write,
             size: 0,
             slice_ns: 0,

@@ -59,6 +59,11 @@ pub enum Kind {
         /// How many.
         rounds: u32,
     },
+    /// The same with a line of either side's.
+    Exchange {
+        /// How many.
+        rounds: u32,
+    },
     /// One work request at a time.
     Latency,
     /// [`super::DEPTH`] work requests at a time.
@@ -101,6 +106,7 @@ impl Command {
             Kind::Bandwidth => (3, 0),
             Kind::Connect { rounds } => (4, rounds),
             Kind::Register { rounds } => (5, rounds),
+            Kind::Exchange { rounds } => (6, rounds),
         };
         let mut b = [0; LEN];
         b[0] = kind;
@@ -122,6 +128,7 @@ impl Command {
                 3 => Kind::Bandwidth,
                 4 => Kind::Connect { rounds },
                 5 => Kind::Register { rounds },
+                6 => Kind::Exchange { rounds },
                 _ => return None,
             },
             verb: Verb::from_u8(b[1])?,
@@ -221,6 +228,7 @@ mod tests {
                 Kind::Bandwidth,
                 Kind::Connect { rounds: 3 },
                 Kind::Register { rounds: 4 },
+                Kind::Exchange { rounds: 5 },
             ] {
                 let c = Command {
                     kind,

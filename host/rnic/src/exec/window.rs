@@ -98,6 +98,7 @@ impl Engine {
             let bound = Binding {
                 mr: (lkey >> 8) as usize,
                 qp: handle,
+                place: qp.windows.len(),
                 access,
                 iova: addr,
                 bytes,
@@ -105,7 +106,7 @@ impl Engine {
             let user = self.user_mut(u);
             user.mrs.at_mut(bound.mr)?.windows += 1;
             user.mws.at_mut(i)?.bound = Some(bound);
-            self.qp_mut(slot).windows += 1;
+            self.qp_mut(slot).windows.push(i as u16);
         }
         let user = self.user_mut(u);
         user.mws.at_mut(i)?.key = new;
@@ -122,28 +123,27 @@ impl Engine {
         if let Some(mr) = user.mrs.at_mut(bound.mr) {
             mr.windows -= 1;
         }
-        let slot = user.qps.get(bound.qp).copied();
-        if let Some(slot) = slot {
-            self.qp_mut(slot).windows -= 1;
+        let Some(slot) = user.qps.get(bound.qp).copied() else {
+            return;
+        };
+        let list = &mut self.qp_mut(slot).windows;
+        list.swap_remove(bound.place);
+        let moved = list.get(bound.place).map(|&w| usize::from(w));
+        if let Some(moved) = moved
+            && let Some(mw) = self.user_mut(u).mws.at_mut(moved)
+            && let Some(b) = &mut mw.bound
+        {
+            b.place = bound.place;
         }
     }
 
     /// Unbinds the windows of a QP that goes.
     pub(crate) fn unbind_all(&mut self, slot: usize) {
-        let Some(qp) = &self.qps[slot] else { return };
-        if qp.windows == 0 {
-            return;
-        }
-        let (u, handle) = (qp.user, qp.handle);
-        let bound: Vec<usize> = self
-            .user(u)
-            .mws
-            .iter()
-            .filter(|(_, mw)| mw.bound.as_ref().is_some_and(|b| b.qp == handle))
-            .map(|(mw, _)| crate::table::index(mw))
-            .collect();
-        for i in bound {
-            self.unbind(u, i);
+        while let Some(qp) = &self.qps[slot]
+            && let Some(&last) = qp.windows.last()
+        {
+            let u = qp.user;
+            self.unbind(u, usize::from(last));
         }
     }
 }

@@ -80,7 +80,7 @@ impl Engine {
             established: false,
             is_hot: false,
             in_backlog: false,
-            windows: 0,
+            windows: Vec::new(),
             datagram_psn: 0,
             wire: None,
             counters: crate::wire::zeroed(),

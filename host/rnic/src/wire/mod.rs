@@ -29,7 +29,7 @@ use hyv_roce::wire::{Repr, ip, udp};
 
 use crate::engine::Engine;
 use crate::limits::{
-    MAX_BURST, MAX_MTU, WIRE_BUSY_TURNS, WIRE_IDLE_TURNS, WIRE_QUIET_TURNS, WR_POOL,
+    MAX_BURST, MAX_MTU, STALE_TIMERS, WIRE_BUSY_TURNS, WIRE_IDLE_TURNS, WIRE_QUIET_TURNS, WR_POOL,
 };
 use crate::mem::Bytes;
 use crate::objects::Wr;
@@ -363,9 +363,13 @@ impl Engine {
         let lazy = !w.lazy.is_empty();
         self.wire = Some(w);
         for slot in ready.drain(..) {
-            if self.qps[slot].is_some() {
-                moved += self.run(slot);
+            let Some(qp) = self.qps[slot].as_mut() else {
+                continue;
+            };
+            if let Some(q) = qp.wire.as_mut() {
+                q.is_ready = false;
             }
+            moved += self.run(slot);
         }
         if timers || lazy {
             let now = (self.config.clock)();
@@ -444,6 +448,29 @@ impl Engine {
         if q.armed.is_none_or(|at| deadline < at) {
             q.armed = Some(deadline);
             w.timers.push(Reverse((deadline, slot, qp.qpn)));
+            if w.timers.len() > 2 * self.qps.len() + STALE_TIMERS {
+                // Those of connections that are over: a time-out may be hours away, and a QP is reset in microseconds.
+                let qps = &self.qps;
+                w.timers.retain(|&Reverse((at, slot, qpn))| {
+                    let qp = qps[slot].as_ref().filter(|qp| qp.qpn == qpn);
+                    qp.and_then(|qp| qp.wire.as_ref())
+                        .is_some_and(|q| q.armed == Some(at))
+                });
+            }
         }
+    }
+
+    /// Entries in the heap of timers.
+    pub(crate) fn timers(&self) -> usize {
+        self.wire.as_ref().map_or(0, |w| w.timers.len())
+    }
+
+    /// The next PSN that a QP with a peer on another host expects.
+    pub(crate) fn expected_psn(&self, qpn: u32) -> Option<u32> {
+        let wire = self.qp(self.find_qpn(qpn)?).wire.as_ref()?;
+        Some(match &wire.receiver {
+            qp::Receiver::Rc(r) => r.expected().get(),
+            qp::Receiver::Uc(r) => r.expected().get(),
+        })
     }
 }

@@ -166,7 +166,6 @@ impl Engine {
 
     fn transmit(&mut self, w: &mut Wire, slot: usize, q: &mut WireQp, now: u64) -> (usize, End) {
         let (mut bytes, mut moved) = (0, 0);
-        q.is_ready = false;
         loop {
             if bytes >= SLICE as usize {
                 self.put_in_backlog(slot);
@@ -390,12 +389,12 @@ impl Engine {
         }
         let ack = self.append_ack(w, q);
         let sent = self.send_burst(w, slot, q);
-        if ack
-            && sent != Sent::Busy
-            && let Receiver::Rc(r) = &mut q.receiver
-        {
-            r.sent(1);
+        if sent != Sent::Busy {
+            // What did not fit goes right behind.
             q.lazy = None;
+            if ack && let Receiver::Rc(r) = &mut q.receiver {
+                r.sent(1);
+            }
         }
         let Some(r) = q.requester.as_mut() else {
             return Step::Idle;

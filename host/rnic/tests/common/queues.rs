@@ -11,6 +11,9 @@ use hyv_rnic::{Engine, UserId};
 
 use super::{Conn, GID, Mr, QKEY, Ram, attr};
 
+/// Where each direction of a connection begins: it wraps soon.
+const FIRST_PSN: u32 = 0xff_fff0;
+
 /// How large a QP's rings are.
 #[derive(Clone, Copy, Debug)]
 pub struct Cap {
@@ -430,16 +433,21 @@ impl Qp {
     }
 
     pub fn rtr(&self, e: &mut Engine, peer: u32, c: &Conn) {
+        self.rtr_at(e, (GID, peer), c);
+    }
+
+    /// With a peer at that GID.
+    pub fn rtr_at(&self, e: &mut Engine, peer: ([u8; 16], u32), c: &Conn) {
         let mut a = attr();
-        (a.path_mtu, a.dest_qp_num, a.rq_psn) = (4096, peer, 77);
+        (a.path_mtu, a.dest_qp_num, a.rq_psn) = (c.mtu, peer.1, FIRST_PSN);
         (a.max_dest_rd_atomic, a.min_rnr_timer) = (c.rd_atomic, c.min_rnr_timer);
-        a.dest_gid = GID;
+        a.dest_gid = peer.0;
         self.to(e, QpState::Init, QpState::Rtr, a);
     }
 
     pub fn rts(&self, e: &mut Engine, c: &Conn) {
         let mut a = attr();
-        a.sq_psn = 99;
+        a.sq_psn = FIRST_PSN;
         (a.timeout, a.retry_cnt, a.rnr_retry) = (c.timeout, c.retry_cnt, c.rnr_retry);
         a.max_rd_atomic = c.rd_atomic;
         self.to(e, QpState::Rtr, QpState::Rts, a);

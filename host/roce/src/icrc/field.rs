@@ -82,6 +82,19 @@ const fn byte_table(behind: u32) -> [u32; 256] {
     table
 }
 
+/// What the BTH's masked byte adds to the CRC in front of the BTH, by how it differs from ones: a change four bytes into what follows is
+/// one of the CRC before it.
+pub(super) static MASKED_BYTE: [u32; 256] = {
+    let back = power(UNBYTE, crate::wire::bth::MASKED_BYTE as u32);
+    let mut table = [0; 256];
+    let mut difference = 0;
+    while difference < 256 {
+        table[difference] = multiply(difference as u32, back);
+        difference += 1;
+    }
+    table
+};
+
 /// Bytes between the IPv4 identification and the end of the UDP header.
 const BEHIND_IDENT: u32 = 14 + 8;
 

@@ -101,9 +101,7 @@ impl Flow {
         } else {
             self.base ^ field::V6_PAYLOAD_LEN.of(udp_len) ^ field::UDP_LEN.of(udp_len)
         };
-        Icrc {
-            hasher: Hasher::new_with_initial(crc),
-        }
+        Icrc { crc }
     }
 
     /// The ICRC that belongs at the end of `packet`, which is the bytes from BTH to ICRC, the last four being of no matter.
@@ -149,42 +147,41 @@ fn masked_udp(b: &mut [u8], src_port: u16, dst_port: u16) {
 }
 
 /// An ICRC in the making: [`Icrc::headers`] once, then the rest of the packet in any number of pieces.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Icrc {
-    hasher: Hasher,
+    crc: u32,
 }
 
 impl Icrc {
     /// Takes the first bytes of the packet: at least the BTH, whose byte 4 counts as ones.
     #[inline]
     pub fn headers(&mut self, bytes: &[u8]) {
-        let Some((head, rest)) = bytes.split_at_checked(bth::LEN) else {
-            self.hasher.update(bytes);
-            return;
-        };
-        let mut bth = [0; bth::LEN];
-        bth.copy_from_slice(head);
-        bth[bth::MASKED_BYTE] = 0xff;
-        self.hasher.update(&bth);
-        self.hasher.update(rest);
+        if let Some(byte) = bytes.get(bth::MASKED_BYTE) {
+            self.crc ^= field::MASKED_BYTE[usize::from(byte ^ 0xff)];
+        }
+        self.update(bytes);
     }
 
     /// Takes the next bytes.
     #[inline]
     pub fn update(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
+        let mut hasher = Hasher::new_with_initial(self.crc);
+        hasher.update(bytes);
+        self.crc = hasher.finalize();
     }
 
     /// Takes the next bytes, whose CRC was computed beforehand: while they were copied, or for several packets that carry them.
     #[inline]
     pub fn append(&mut self, part: &Part) {
-        self.hasher.combine(&part.hasher);
+        let mut hasher = Hasher::new_with_initial(self.crc);
+        hasher.combine(&part.hasher);
+        self.crc = hasher.finalize();
     }
 
     /// The ICRC; on the wire its little-endian bytes.
     #[inline]
     pub fn finish(self) -> u32 {
-        self.hasher.finalize()
+        self.crc
     }
 }
 

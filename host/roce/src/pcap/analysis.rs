@@ -8,6 +8,7 @@ use crate::{
     icrc::{Flow, solve_ident},
     limits,
     mad::{self, Mad, Message},
+    transport::Psn,
     wire::{ICRC_LEN, Opcode, Operation, Packet, ParseError, Repr, Service, bth, ip, udp},
 };
 
@@ -181,8 +182,8 @@ impl Analysis {
                 packets: stream.packets,
                 retransmissions: stream.retransmissions,
                 responses: answers.get(&at).copied().unwrap_or(0),
-                first_psn: stream.first,
-                next_psn: stream.next,
+                first_psn: stream.first.get(),
+                next_psn: stream.next.get(),
                 mtu: stream.mtu,
             })
     }
@@ -314,6 +315,7 @@ impl Analysis {
             },
             &Seen {
                 record: number,
+                psn: Psn::new(repr.bth.psn),
                 repr: &repr,
                 info: repr.bth.opcode.info(),
                 payload_len: payload.map(<[u8]>::len),
@@ -391,7 +393,7 @@ impl Analysis {
                 if self.full(seen.record, key) {
                     return;
                 }
-                self.add(*key, kind, Requests::new(seen.repr.bth.psn))
+                self.add(*key, kind, Requests::new(seen.psn))
             }
         };
         let (_, _, stream) = &mut self.requests[at];
@@ -415,7 +417,7 @@ impl Analysis {
             }
             self.responses.insert(*key, Responses::new());
         }
-        let found = seen.repr.bth.psn;
+        let found = seen.psn;
         let bound = self.responses.get(key).and_then(|r| r.partner);
         let partner = bound.or_else(|| self.partner_of(key, found));
         let Some(response) = self.responses.get_mut(key) else {
@@ -431,7 +433,7 @@ impl Analysis {
                 stream.answered = true;
                 stream.mtu = stream.mtu.or(response.mtu);
                 let end = stream.end();
-                let ahead = crate::wire::psn::diff(found, end);
+                let ahead = found.since(end);
                 // A NAK may name the PSN that is to come; one of a stream that was made again is that stream's.
                 let allowed = i32::from(seen.info.operation == Operation::Acknowledge);
                 if ahead >= allowed && ahead < limits::PSN_RESTART && stream.packets > 0 {
@@ -439,7 +441,7 @@ impl Analysis {
                         format!(
                             "{key}: {} {found:#08x}, sent up to {:#08x}",
                             seen.info.opcode.name(),
-                            crate::wire::psn::sub(end, 1)
+                            end.prev().get()
                         )
                     });
                 }
@@ -450,7 +452,7 @@ impl Analysis {
 
     /// The one stream of requests from the responses' receiver to their sender that has sent `psn` and that no other responses
     /// belong to.
-    fn partner_of(&self, key: &StreamKey, psn: u32) -> Option<usize> {
+    fn partner_of(&self, key: &StreamKey, psn: Psn) -> Option<usize> {
         let from = StreamKey {
             src: key.dst,
             dst: key.src,
@@ -529,7 +531,7 @@ impl Analysis {
                 return;
             }
             // A queue pair of that number that was connected before is another one.
-            streams[i] = self.add(key, StreamKind::Rc, Requests::announced(first));
+            streams[i] = self.add(key, StreamKind::Rc, Requests::announced(Psn::new(first)));
             self.responses.remove(&key);
         }
         let [to_caller, to_callee] = streams;

@@ -4,7 +4,8 @@ use alloc::{format, vec::Vec};
 
 use crate::{
     limits,
-    wire::{Operation, Position, Repr, opcode::Info, psn},
+    transport::Psn,
+    wire::{Operation, Position, Repr, opcode::Info},
 };
 
 use super::finding::{Finding, Findings};
@@ -16,6 +17,7 @@ pub(super) const MTUS: [u32; 5] = [256, 512, 1024, 2048, 4096];
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
     pub record: u64,
+    pub psn: Psn,
     pub repr: &'a Repr,
     pub info: &'static Info,
     /// Bytes, if all were captured.
@@ -33,22 +35,22 @@ const RECENT: usize = 8;
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
     /// The PSN of the first packet.
-    pub first: u32,
+    pub first: Psn,
     /// The PSN that comes next; with an RDMA READ request last and the path MTU not known, the lowest that may.
-    pub next: u32,
+    pub next: Psn,
     /// The highest PSN so far.
-    last: Option<u32>,
+    last: Option<Psn>,
     /// Length of the RDMA READ that the last packet asked for.
     read_len: Option<u32>,
-    read_psn: u32,
+    read_psn: Psn,
     pub mtu: Option<usize>,
     /// Whether a message has begun and not ended, and of which operation.
     open: Option<Operation>,
     /// After a gap nobody knows.
     in_step: bool,
     /// First PSN and count of what was passed over.
-    gaps: Vec<(u32, u32)>,
-    recent: [(u32, u16, u32); RECENT],
+    gaps: Vec<(Psn, u32)>,
+    recent: [(Option<Psn>, u16, u32); RECENT],
     recent_at: usize,
     pub packets: u64,
     pub retransmissions: u64,
@@ -59,18 +61,18 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub fn new(first: u32) -> Requests {
+    pub fn new(first: Psn) -> Requests {
         Requests {
             first,
             next: first,
             last: None,
             read_len: None,
-            read_psn: 0,
+            read_psn: first,
             mtu: None,
             open: None,
             in_step: false,
             gaps: Vec::new(),
-            recent: [(u32::MAX, 0, 0); RECENT],
+            recent: [(None, 0, 0); RECENT],
             recent_at: 0,
             packets: 0,
             retransmissions: 0,
@@ -80,7 +82,7 @@ impl Requests {
     }
 
     /// A stream that CM said begins at `first`.
-    pub fn announced(first: u32) -> Requests {
+    pub fn announced(first: Psn) -> Requests {
         Requests {
             in_step: true,
             announced: true,
@@ -89,17 +91,17 @@ impl Requests {
     }
 
     /// Whether `psn` has been sent, or asked for by an RDMA READ.
-    pub fn has_sent(&self, psn: u32) -> bool {
-        psn::diff(psn, self.first) >= 0 && psn::diff(psn, self.end()) < 0
+    pub fn has_sent(&self, psn: Psn) -> bool {
+        psn.since(self.first) >= 0 && psn.since(self.end()) < 0
     }
 
     /// One beyond the highest PSN that may be answered.
-    pub fn end(&self) -> u32 {
+    pub fn end(&self) -> Psn {
         match self.read_len {
             None => self.next,
             Some(len) => {
                 let mtu = self.mtu.map_or(MTUS[0], |m| m as u32);
-                psn::add(self.read_psn, packets_of(len, mtu))
+                self.read_psn.add(packets_of(len, mtu))
             }
         }
     }
@@ -111,16 +113,15 @@ impl Requests {
         who: &dyn core::fmt::Display,
         findings: &mut Findings,
     ) {
-        let bth = &seen.repr.bth;
         self.packets += 1;
-        let ahead = self.ahead(bth.psn);
+        let ahead = self.ahead(seen.psn);
         if ahead.abs() > limits::PSN_RESTART {
             if self.packets > 1 || self.announced {
                 findings.note(Finding::Restart, seen.record, || {
                     format!(
                         "{who}: PSN {:#08x}, after {:#08x}",
-                        bth.psn,
-                        psn::sub(self.next, 1)
+                        seen.psn,
+                        self.next.prev()
                     )
                 });
             }
@@ -128,7 +129,7 @@ impl Requests {
                 packets: self.packets,
                 retransmissions: self.retransmissions,
                 answered: self.answered,
-                ..Requests::new(bth.psn)
+                ..Requests::new(seen.psn)
             };
             self.advance(seen, who, findings);
             return;
@@ -139,7 +140,7 @@ impl Requests {
                 findings.note_many(Finding::Gap, 1, seen.record, || {
                     format!(
                         "{who}: {ahead} from PSN {:#08x} on, before {:#08x}",
-                        self.next, bth.psn
+                        self.next, seen.psn
                     )
                 });
                 if self.gaps.len() == limits::GAPS_MAX {
@@ -154,7 +155,7 @@ impl Requests {
     }
 
     /// How far ahead of what is expected a PSN is.
-    fn ahead(&self, found: u32) -> i32 {
+    fn ahead(&self, found: Psn) -> i32 {
         if let Some(len) = self.read_len {
             let mtus = match &self.mtu {
                 Some(mtu) => &[*mtu as u32][..],
@@ -162,36 +163,35 @@ impl Requests {
             };
             if mtus
                 .iter()
-                .any(|mtu| psn::add(self.read_psn, packets_of(len, *mtu)) == found)
+                .any(|mtu| self.read_psn.add(packets_of(len, *mtu)) == found)
             {
                 return 0;
             }
-            if self.mtu.is_none() && psn::diff(found, self.next) > 0 {
+            if self.mtu.is_none() && found.since(self.next) > 0 {
                 // Beyond the shortest answer, and no path MTU fits: so far beyond the longest.
-                return psn::diff(found, self.end());
+                return found.since(self.end());
             }
         }
-        psn::diff(found, self.next)
+        found.since(self.next)
     }
 
     /// A packet that is next, or beyond a gap.
     fn advance(&mut self, seen: &Seen<'_>, who: &dyn core::fmt::Display, findings: &mut Findings) {
-        let bth = &seen.repr.bth;
-        if self.last.is_some_and(|last| bth.psn < last) {
+        if self.last.is_some_and(|last| seen.psn.get() < last.get()) {
             findings.note(Finding::Wrap, seen.record, || format!("{who}"));
         }
-        self.last = Some(bth.psn);
+        self.last = Some(seen.psn);
         self.sequence(seen, who, findings);
         self.length(seen, who, findings);
-        self.next = psn::add(bth.psn, 1);
+        self.next = seen.psn.add(1);
         self.read_len = None;
         if seen.info.operation == Operation::ReadRequest
             && let Some(reth) = seen.repr.ext.reth()
         {
-            self.read_psn = bth.psn;
+            self.read_psn = seen.psn;
             self.read_len = Some(reth.dma_len);
             let mtu = self.mtu.map_or(MTUS[4], |m| m as u32);
-            self.next = psn::add(bth.psn, packets_of(reth.dma_len, mtu));
+            self.next = seen.psn.add(packets_of(reth.dma_len, mtu));
         }
         self.remember(seen);
     }
@@ -229,8 +229,8 @@ impl Requests {
 
     /// A PSN of the past.
     fn again(&mut self, seen: &Seen<'_>, who: &dyn core::fmt::Display, findings: &mut Findings) {
-        let found = seen.repr.bth.psn;
-        let bits = (found, seen.ident, seen.icrc.unwrap_or(0));
+        let found = seen.psn;
+        let bits = (Some(found), seen.ident, seen.icrc.unwrap_or(0));
         if seen.ident != 0 && seen.icrc.is_some() && self.recent.contains(&bits) {
             findings.note(Finding::Duplicate, seen.record, || {
                 format!("{who}: PSN {found:#08x}, identification {}", seen.ident)
@@ -251,15 +251,15 @@ impl Requests {
     }
 
     /// Takes a packet's PSNs out of the gaps; whether it was in one.
-    fn fill(&mut self, found: u32, seen: &Seen<'_>) -> bool {
+    fn fill(&mut self, found: Psn, seen: &Seen<'_>) -> bool {
         let Some(at) = self.gaps.iter().position(|(first, count)| {
-            let ahead = psn::diff(found, *first);
+            let ahead = found.since(*first);
             ahead >= 0 && ahead.unsigned_abs() < *count
         }) else {
             return false;
         };
         let (first, count) = self.gaps.remove(at);
-        let before = psn::diff(found, first).unsigned_abs();
+        let before = found.since(first).unsigned_abs();
         let taken = match (seen.info.operation, seen.repr.ext.reth()) {
             (Operation::ReadRequest, Some(reth)) => {
                 packets_of(reth.dma_len, self.mtu.map_or(MTUS[0], |m| m as u32))
@@ -268,8 +268,7 @@ impl Requests {
         };
         let after = count.saturating_sub(before + taken);
         if after > 0 {
-            self.gaps
-                .insert(at, (psn::sub(psn::add(first, count), after), after));
+            self.gaps.insert(at, (first.add(count - after), after));
         }
         if before > 0 {
             self.gaps.insert(at, (first, before));
@@ -278,11 +277,11 @@ impl Requests {
     }
 
     /// PSNs that were passed over and, by what was answered, must have arrived.
-    pub fn missing(&self, answered: u32) -> Option<(u32, u32)> {
+    pub fn missing(&self, answered: Psn) -> Option<(Psn, u32)> {
         let mut total = 0;
         let mut first = None;
         for (start, count) in &self.gaps {
-            if psn::diff(answered, psn::add(*start, *count)) >= 0 {
+            if answered.since(start.add(*count)) >= 0 {
                 total += count;
                 first.get_or_insert(*start);
             }
@@ -291,7 +290,7 @@ impl Requests {
     }
 
     fn remember(&mut self, seen: &Seen<'_>) {
-        self.recent[self.recent_at] = (seen.repr.bth.psn, seen.ident, seen.icrc.unwrap_or(0));
+        self.recent[self.recent_at] = (Some(seen.psn), seen.ident, seen.icrc.unwrap_or(0));
         self.recent_at = (self.recent_at + 1) % RECENT;
     }
 }
@@ -302,9 +301,9 @@ pub(super) struct Responses {
     /// Which requests they answer, once that is known.
     pub partner: Option<usize>,
     /// Highest PSN that has been answered and not refused.
-    pub answered: Option<u32>,
+    pub answered: Option<Psn>,
     /// Last packet of a message of RDMA READ responses that has not ended.
-    open_read: Option<u32>,
+    open_read: Option<Psn>,
     pub mtu: Option<usize>,
     pub packets: u64,
 }
@@ -327,10 +326,9 @@ impl Responses {
         findings: &mut Findings,
     ) {
         use crate::wire::Syndrome;
-        let bth = &seen.repr.bth;
         self.packets += 1;
         if let Some(answered) = self.answered
-            && psn::diff(bth.psn, answered).abs() > limits::PSN_RESTART
+            && seen.psn.since(answered).abs() > limits::PSN_RESTART
         {
             let partner = self.partner;
             *self = Responses {
@@ -341,19 +339,17 @@ impl Responses {
         }
         let read = seen.info.operation == Operation::ReadResponse;
         if read {
-            let follows = self
-                .open_read
-                .is_some_and(|last| psn::add(last, 1) == bth.psn);
+            let follows = self.open_read.is_some_and(|last| last.add(1) == seen.psn);
             if !seen.info.position.begins() && !follows {
                 findings.note(Finding::Gap, seen.record, || {
                     format!(
                         "{who}: {} {:#08x} without what is before it",
                         seen.info.opcode.name(),
-                        bth.psn
+                        seen.psn
                     )
                 });
             }
-            self.open_read = (!seen.info.position.ends()).then_some(bth.psn);
+            self.open_read = (!seen.info.position.ends()).then_some(seen.psn);
             if !matches!(seen.info.position, Position::Last | Position::Only)
                 && let Some(len) = seen.payload_len
             {
@@ -369,12 +365,12 @@ impl Responses {
             return;
         }
         match self.answered {
-            Some(answered) if psn::diff(bth.psn, answered) <= 0 => {
+            Some(answered) if seen.psn.since(answered) <= 0 => {
                 findings.note(Finding::RepeatedResponse, seen.record, || {
-                    format!("{who}: PSN {:#08x}", bth.psn)
+                    format!("{who}: PSN {:#08x}", seen.psn)
                 });
             }
-            _ => self.answered = Some(bth.psn),
+            _ => self.answered = Some(seen.psn),
         }
     }
 }

@@ -50,6 +50,12 @@ impl Psn {
     }
 }
 
+impl core::fmt::LowerHex for Psn {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Psn;

@@ -1,11 +1,13 @@
 //! Base transport header (IBA 1.4, 9.2): the first 12 bytes of every packet.
 
-use super::{Opcode, ParseError, Result, be16, be24, need, psn::MASK, put16, put24};
+use super::{Opcode, ParseError, Result, be16, be24, need, put16, put24};
 
 /// Bytes of a BTH.
 pub const LEN: usize = 12;
 /// The partition that every port is a full member of.
 pub const DEFAULT_PKEY: u16 = 0xffff;
+/// Bits of a QPN, a PSN, an MSN.
+pub const MASK: u32 = 0x00ff_ffff;
 /// Where the byte lies that the ICRC takes as ones: FECN, BECN and six reserved bits.
 pub const MASKED_BYTE: usize = field::RESV8A;
 
@@ -74,9 +76,15 @@ impl Bth {
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Bth> {
         need(bytes, LEN, "BTH")?;
+        let opcode = Opcode::from_byte(bytes[field::OPCODE])
+            .ok_or(ParseError::Opcode(bytes[field::OPCODE]))?;
+        Bth::read(bytes, opcode)
+    }
+
+    /// The fields behind the opcode; the bytes are there.
+    #[inline]
+    pub(super) fn read(bytes: &[u8], opcode: Opcode) -> Result<Bth> {
         let b = &bytes[..LEN];
-        let opcode =
-            Opcode::from_byte(b[field::OPCODE]).ok_or(ParseError::Opcode(b[field::OPCODE]))?;
         let flags = b[field::FLAGS];
         if flags & 0x0f != 0 {
             return Err(ParseError::TransportVersion(flags & 0x0f));

@@ -19,7 +19,6 @@ pub mod grh;
 pub mod ip;
 pub mod opcode;
 pub mod packet;
-pub mod psn;
 pub mod udp;
 
 pub use bth::Bth;

@@ -1,6 +1,6 @@
 //! A whole transport packet: BTH, extended headers, payload, pad, ICRC (IBA 1.4, 9.1; A17.4).
 
-use super::{Bth, Extension, Opcode, ParseError, Result, bth, need};
+use super::{Bth, Extension, Opcode, ParseError, Result, bth, need, opcode::Info};
 
 /// Bytes of the ICRC at the end.
 pub const ICRC_LEN: usize = 4;
@@ -9,7 +9,7 @@ pub const ICRC_LEN: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     bytes: &'a [u8],
-    header_len: usize,
+    info: &'static Info,
     pad: usize,
 }
 
@@ -35,11 +35,13 @@ impl<'a> Packet<'a> {
         if pad > rest {
             return Err(ParseError::Pad { pad, have: rest });
         }
-        Ok(Packet {
-            bytes,
-            header_len,
-            pad,
-        })
+        Ok(Packet { bytes, info, pad })
+    }
+
+    /// What its opcode is.
+    #[inline]
+    pub fn info(&self) -> &'static Info {
+        self.info
     }
 
     /// All bytes, from BTH to ICRC.
@@ -51,13 +53,13 @@ impl<'a> Packet<'a> {
     /// BTH and extended headers.
     #[inline]
     pub fn headers(&self) -> &'a [u8] {
-        &self.bytes[..self.header_len]
+        &self.bytes[..self.info.header_len]
     }
 
     /// Payload without pad.
     #[inline]
     pub fn payload(&self) -> &'a [u8] {
-        &self.bytes[self.header_len..self.bytes.len() - ICRC_LEN - self.pad]
+        &self.bytes[self.info.header_len..self.bytes.len() - ICRC_LEN - self.pad]
     }
 
     /// The 0 to 3 bytes behind it; senders write zeros, receivers ignore them.
@@ -94,7 +96,9 @@ impl Repr {
     /// Parses all headers of a packet.
     #[inline]
     pub fn parse(packet: &Packet<'_>) -> Result<Repr> {
-        Repr::parse_headers(packet.bytes)
+        let bth = Bth::read(packet.bytes, packet.info.opcode)?;
+        let ext = Extension::parse(packet.info.layout, &packet.bytes[bth::LEN..])?;
+        Ok(Repr { bth, ext })
     }
 
     /// Parses headers, whatever is behind them: for packets of which only the beginning is there.

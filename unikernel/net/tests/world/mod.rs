@@ -174,7 +174,7 @@ impl Nic for FakeNic {
     fn flush(&mut self) {}
 
     fn arm(&mut self) -> bool {
-        !self.world.to[self.side].borrow().is_empty()
+        self.can_send() && !self.world.to[self.side].borrow().is_empty()
     }
 
     fn disarm(&mut self) {}

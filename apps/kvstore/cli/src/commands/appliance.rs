@@ -13,6 +13,7 @@ use hyv_abi::window::UserState;
 use hyv_host::accel::{self, AccelKind, AccelRequest};
 use hyv_host::backend::Quotas;
 use hyv_host::instance::{Guest, Instance, InstanceConfig};
+use hyv_host::program;
 use hyv_host::sys::runtime_dir::RuntimeRoot;
 use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
@@ -136,18 +137,8 @@ pub(super) struct Appliance {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    super::start_log(&args.log)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
-        // A second one ends at once; QEMU dies with this process.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
+    program::start_log(&args.log)?;
+    let stop = program::stop_flag()?;
     let batch = args.verify || args.bench.is_some() || args.json.is_some();
     // Everything that can be wrong without a guest is found before one is started.
     if args.memory < MIN_MEMORY {
@@ -481,7 +472,7 @@ fn verify(
 
 /// Serves until a signal, with a line that shows what happens.
 fn serve(args: &Args, appliance: Appliance, name: &str) -> Result<ExitCode> {
-    let command = if std::env::var_os("HYV_COMMAND").is_some() {
+    let command = if program::typed_name().is_some() {
         "./run.sh kv"
     } else {
         "kv"

@@ -3,11 +3,11 @@
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use hyv_host::program;
 use kvstore::client::Client;
 
 use crate::format::{self, Format};
@@ -291,17 +291,6 @@ pub(super) fn load_file(
     }
 }
 
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // A second one ends at once.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
-    Ok(stop)
-}
-
 pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
     // A missing file or an unknown ending shows before anything is connected.
     drop(if format::is_standard(&args.file) {
@@ -309,7 +298,7 @@ pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
     } else {
         Some(format::open(&args.file, args.format)?)
     });
-    let stop = stop_on_signals()?;
+    let stop = program::stop_flag()?;
     let mut client = args.place.connect()?;
     let start = Instant::now();
     let mut pump = Pump {
@@ -323,7 +312,7 @@ pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
 }
 
 pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
+    let stop = program::stop_flag()?;
     let mut client = args.place.connect()?;
     let mut out = format::create(&args.file, args.format)?;
     let mut progress = Progress::new();

@@ -5,10 +5,11 @@ mod bench;
 mod client;
 mod native;
 
-use std::io::{ErrorKind, IsTerminal};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use hyv_host::program;
 
 /// A key-value store in a unikernel, served over RDMA.
 #[derive(Parser, Debug)]
@@ -72,16 +73,11 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Reads the command line. `HYV_COMMAND` is what the user typed before it, if that was another command.
 fn parse() -> Result<Cli, clap::Error> {
     let command = Cli::command();
-    let typed = std::env::var_os("HYV_COMMAND").and_then(|n| n.into_string().ok());
-    let Some(typed) = typed else {
-        return Cli::from_arg_matches(&command.try_get_matches()?);
-    };
     let mut args = std::env::args_os().skip(1).peekable();
     // A command of its own there, so that usage and errors name no other.
-    if typed.ends_with(" kvstore")
+    if let Some(typed) = program::typed_name().filter(|t| t.ends_with(" kvstore"))
         && args.next_if(|arg| arg == "appliance").is_some()
         && let Some(command) = command.find_subcommand("appliance")
     {
@@ -90,7 +86,7 @@ fn parse() -> Result<Cli, clap::Error> {
         let command = Command::Appliance(appliance::Args::from_arg_matches(&matches)?);
         return Ok(Cli { command });
     }
-    Cli::from_arg_matches(&command.bin_name(typed).try_get_matches()?)
+    Cli::from_arg_matches(&program::matches(command)?)
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {
@@ -98,18 +94,4 @@ fn is_broken_pipe(e: &anyhow::Error) -> bool {
         c.downcast_ref::<std::io::Error>()
             .is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
     })
-}
-
-/// Starts logging at a level (`error`, `warn`, `info`, `debug`, `trace`, or a filter like `hyv_host=debug`).
-fn start_log(level: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|e| {
-        anyhow::anyhow!("--log {level}: {e}; say error, warn, info, debug or trace")
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
-    Ok(())
 }

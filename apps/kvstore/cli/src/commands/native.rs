@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
+use hyv_host::program;
 use hyv_host::sys::cpu;
 use hyv_verbs::{Context, Platform, Process};
 use kvstore::server::serve::{ServeOptions, Surroundings};
@@ -54,12 +55,8 @@ impl Surroundings for Process1 {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    super::start_log("warn")?;
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
-            .context("cannot watch for signals")?;
-    }
+    program::start_log("warn")?;
+    let stop = program::stop_flag()?;
     if let Some(list) = &args.pin {
         let cpus = cpu::parse_list(list, &cpu::allowed()?)?;
         cpu::pin_current(&cpus)?;

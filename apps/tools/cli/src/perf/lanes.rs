@@ -12,57 +12,79 @@ use hyv_host::sys::{clock, cpu};
 use hyv_host::vmm::GuestConfig;
 use hyv_host::wire::WireConfig;
 use hyv_lab::limits::MIN_PAIRS;
-use hyv_lab::{Interval, Latencies, Slice, median, pair_slices, paired_ratio, values};
-use hyv_rnic::cell::Inline;
-use hyv_tools::perf::{Command, Kind, Partner, REGION, REGISTERED, Samples, Verb};
-use hyv_verbs::{Context, Gid, Process, probe};
+use hyv_lab::{Interval, Slice, median, pair_slices, paired_ratio, values};
+use hyv_tools::perf::{Command, Kind, Partner, REGISTERED, Verb};
+use hyv_verbs::{Context, Gid, Process};
 
-use super::report::{Aa, ControlLine, Floor, RatioLine, Report, ResultLine};
+use super::idle::{self, Crowd};
+use super::lane::Lane;
+use super::report::{Aa, ControlLine, Floor, Idle, RatioLine, Report};
+use super::show::{footer, header, show};
+use super::wire::{Bare, Driver, Driving, InlineAgent, Network};
 use super::{Args, Case, What, Where};
 use crate::machine::{self, Native, Roles};
 
-/// Length of a slice: short against the machine's own drift.
-const SLICE: Duration = Duration::from_millis(20);
-/// Shortest time of one sample, so that the clock's tick of 10 ns does not show.
-const BATCH_NS: u64 = 10_000;
-/// Slices are paired when their floors differ by no more: else the cores lay elsewhere.
-const SAME_FLOOR: f64 = 1.2;
-/// Slices whose floors before and after differ by more are dropped: the machine changed in between.
-const STEADY: f64 = 1.25;
-/// Rounds of the floor's ping-pong at either end of a slice, after as many to warm up.
-const FLOOR_ROUNDS: u32 = 1_000;
-/// Silence after which a probe has failed, ns.
-const SILENCE_NS: u64 = 1_000_000_000;
+/// How slices are measured and compared.
+#[derive(Clone, Copy)]
+struct Method {
+    /// Length of a slice: short against the machine's own drift.
+    slice: Duration,
+    /// Shortest time of one sample, ns.
+    batch_ns: u64,
+    /// Slices are paired when their floors differ by no more: else the cores lay elsewhere.
+    same_floor: f64,
+    /// Slices whose floors before and after differ by more pair with none: the machine changed in between.
+    steady: f64,
+}
+
+/// Memory to memory: the clock's tick of 10 ns must not show.
+const MEMORY: Method = Method {
+    slice: Duration::from_millis(20),
+    batch_ns: 10_000,
+    same_floor: 1.2,
+    steady: 1.25,
+};
+
+/// Over the wire one round trip is a sample: it takes microseconds, and bare ones are timed one by one too. System calls
+/// scatter more than cache lines.
+const WIRE: Method = Method {
+    slice: Duration::from_millis(20),
+    batch_ns: 0,
+    same_floor: 1.3,
+    steady: 1.5,
+};
+
+/// The same for bandwidth, where a sample is sixteen messages.
+const WIRE_BANDWIDTH: Method = Method {
+    slice: Duration::from_millis(60),
+    ..WIRE
+};
+
 /// RAM of the partners in this process: two buffers of 4 MiB and samples for each of three.
-const PARTNER_RAM: u64 = 48 << 20;
+pub(super) const PARTNER_RAM: u64 = 48 << 20;
 /// RAM of the guest: buffers and the runtime, and what `reg_mr` is measured with (never touched, so never backed).
 const GUEST_RAM: u64 = (256 << 20) + REGISTERED as u64;
 /// Length of the slices in which VM exits are counted.
-const EXITS_SLICE: Duration = Duration::from_millis(400);
+const EXITS_SLICE: Duration = Duration::from_secs(2);
 /// Port of the first agent; the others take the next ones.
 const PORT: u16 = 7072;
-
-/// One side.
-struct Lane {
-    place: &'static str,
-    partner: Partner,
-    memory: UserMemory,
-    /// One for each slice, in order; unsteady ones have a floor that pairs with none.
-    slices: Vec<Slice>,
-    all: Latencies,
-    min_ns: f64,
-    ops: u64,
-    /// Medians of memcpy between the same buffers, ns.
-    copies: Vec<f64>,
-}
 
 /// Everything that runs, in the order in which it is to end.
 struct Machine {
     lanes: Vec<Lane>,
     natives: Vec<Native>,
+    inline: Vec<InlineAgent>,
     guest: Option<Guest>,
+    crowd: Option<Crowd>,
     process: Arc<Process>,
+    bare: Option<Bare>,
+    /// The partner's host.
     instance: Instance,
+    /// The measured side's, where it is another one.
+    peer: Option<Instance>,
+    network: Option<Network>,
+    method: Method,
+    path_mtu: Option<u32>,
 }
 
 pub(super) fn measure(
@@ -86,27 +108,45 @@ pub(super) fn measure(
         ratios: Vec::new(),
         aa: None,
         floor: Floor::default(),
-        mode: "inline",
+        mode: match &machine.network {
+            Some(network) => network.mode(),
+            None => "inline".into(),
+        },
+        carrier: machine.network.as_ref().map(|n| n.carrier.to_string()),
+        path_mtu: machine.path_mtu,
         vm_exits_per_million_ops: None,
         control: Vec::new(),
+        idle: args.idle_qps.map(|queue_pairs| Idle {
+            queue_pairs,
+            ratios: Vec::new(),
+        }),
     };
     let mut twins = Vec::new();
     let mut floors = Vec::new();
-    header(args.what);
+    let mut exchanges = Vec::new();
+    header(args.what, args.wire);
     for &case in cases {
         machine.alternate(args, case, stop)?;
         machine.summarize(args, case, &mut report, &mut twins, &mut floors)?;
+        exchanges.extend(machine.lanes.iter().flat_map(Lane::exchanges));
     }
     if args.what == What::Lat {
         report.vm_exits_per_million_ops = machine.count_exits(cases)?;
-        report.control = machine.control()?;
+        if !args.wire {
+            report.control = machine.control()?;
+        }
+    }
+    if let Some(bare) = &mut machine.bare {
+        bare.report(&mut report.floor);
     }
     if !floors.is_empty() {
         report.floor.cache_line_rtt_ns = Some(median(&mut floors));
     }
+    if !exchanges.is_empty() {
+        report.floor.two_lines_rtt_ns = Some(median(&mut exchanges));
+    }
     if !twins.is_empty() {
-        let aa = paired_ratio(&twins).context(FEW)?;
-        report.aa = Some(Aa {
+        report.aa = machine.ratio("A/A", &twins)?.map(|aa| Aa {
             median: aa.median,
             low: aa.low,
             high: aa.high,
@@ -119,6 +159,24 @@ pub(super) fn measure(
 
 const FEW: &str = "too few slices with the same floor: give more --time, or use a quieter machine";
 
+/// One host.
+pub(super) fn memory_to_memory(roles: &Roles) -> Result<Instance> {
+    Ok(Instance::start(InstanceConfig {
+        name: None,
+        prefix: "perf".into(),
+        engine_cpus: roles.engine.clone(),
+        spin: Duration::from_micros(50),
+        quotas: Quotas::default(),
+        wire: WireConfig::default(),
+    })?)
+}
+
+/// The measured side's host, if the partner's thread drives its engine too.
+fn also_driven<'a>(peer: &'a Option<Instance>, network: &Option<Network>) -> Option<&'a Instance> {
+    let both = |n: &Network| n.driver == Driver::Partner;
+    peer.as_ref().filter(|_| network.as_ref().is_some_and(both))
+}
+
 impl Machine {
     fn start(args: &Args, roles: &Roles) -> Result<Self> {
         let wants = |place| args.places.contains(&place);
@@ -129,25 +187,42 @@ impl Machine {
             None
         };
         let _ = clock::tsc_hz();
-        let instance = Instance::start(InstanceConfig {
-            name: None,
-            prefix: "perf".into(),
-            engine_cpus: roles.engine.clone(),
-            spin: Duration::from_micros(50),
-            quotas: Quotas::default(),
-            wire: WireConfig::default(),
-        })?;
-        let dir = instance.dir().path().to_owned();
-        let process = Process::connect(&dir, PARTNER_RAM, "perf")?;
+        let network = match args.wire {
+            true => Some(Network::new(args, roles)?),
+            false => None,
+        };
+        let (instance, peer) = match &network {
+            Some(network) => (network.partner(roles)?, Some(network.measured(roles)?)),
+            None => (memory_to_memory(roles)?, None),
+        };
+        let process = Process::connect(instance.dir().path(), PARTNER_RAM, "perf")?;
         let platform: Arc<dyn hyv_verbs::Platform> = Arc::<Process>::clone(&process);
         let context = Context::open(platform).context("cannot open the device")?;
+        let (mut bare, mut path_mtu) = (None, None);
+        if let Some(network) = &network {
+            let mtu = context.query_port(1)?.active_mtu;
+            (bare, path_mtu) = (Some(Bare::new(network, mtu)?), Some(mtu));
+        }
+        let gid = network.as_ref().map_or(Gid::LOCAL, Network::gid);
         let mut machine = Self {
             lanes: Vec::new(),
             natives: Vec::new(),
+            inline: Vec::new(),
             guest: None,
+            crowd: None,
             process,
+            bare,
             instance,
+            peer,
+            network,
+            method: match (args.wire, args.what) {
+                (false, _) => MEMORY,
+                (true, What::Lat) => WIRE,
+                (true, What::Bw) => WIRE_BANDWIDTH,
+            },
+            path_mtu,
         };
+        let dir = machine.measured().dir().path().to_owned();
         if let Some((image, (qemu, accel))) = guest_tools {
             let config = GuestConfig {
                 name: "guest".into(),
@@ -160,9 +235,9 @@ impl Machine {
                 ips: Vec::new(),
                 net: None,
             };
-            let guest = machine::boot(&machine.instance, &config, (&qemu, &accel), roles)?;
+            let guest = machine::boot(machine.measured(), &config, (&qemu, &accel), roles)?;
             eprintln!("guest: up under {accel}");
-            let partner = Partner::connect(&context, (Gid::LOCAL, PORT))?;
+            let partner = Partner::connect(&context, (gid, PORT))?;
             machine.guest = Some(guest);
             machine.add("guest", "guest", partner)?;
         }
@@ -170,55 +245,67 @@ impl Machine {
             // The same again, for the A/A comparison.
             for (i, place) in [(1u16, "native"), (2, "twin")] {
                 let name = format!("native-{i}");
-                let pin: Vec<String> = roles.measured.iter().map(ToString::to_string).collect();
-                let mut native = Native::start(&[
-                    "perf-agent".into(),
-                    "--dir".into(),
-                    dir.display().to_string(),
-                    "--port".into(),
-                    (PORT + i).to_string(),
-                    "--name".into(),
-                    name.clone(),
-                    "--pin".into(),
-                    pin.join(","),
-                ])?;
+                let address = (gid, PORT + i);
+                if machine.driver() == Some(Driver::Own) {
+                    let mut agent = InlineAgent::start(machine.measured(), roles, &name, PORT + i)?;
+                    let partner = machine::wait_for(
+                        Duration::from_secs(10),
+                        || Partner::connect(&context, address),
+                        || agent.check(),
+                    )?;
+                    machine.inline.push(agent);
+                    machine.add(place, &name, partner)?;
+                    continue;
+                }
+                let mut native = Native::agent(&dir, PORT + i, &name, roles)?;
                 let partner = native.wait_for(Duration::from_secs(10), || {
-                    Partner::connect(&context, (Gid::LOCAL, PORT + i))
+                    Partner::connect(&context, address)
                 })?;
                 machine.natives.push(native);
                 machine.add(place, &name, partner)?;
             }
+        }
+        if let Some(count) = args.idle_qps {
+            let (crowd, partner) = Crowd::start(count, roles, PORT)?;
+            let (theirs, mine) = crowd.memories()?;
+            let lane = Lane::on_large_pages(idle::PLACE, partner, theirs, &mine)?;
+            machine.lanes.push(lane);
+            machine.crowd = Some(crowd);
         }
         Ok(machine)
     }
 
     fn add(&mut self, place: &'static str, user: &str, partner: Partner) -> Result<()> {
         let memory = self
-            .instance
+            .measured()
             .backend()
             .user_memory(user)
             .with_context(|| format!("{user} is gone"))?;
-        // Large pages on all sides, or the comparison is unfair; where the kernel has none, the spread shows it.
         let mine = self.own_memory()?;
-        for (memory, offset) in [
-            (&memory, partner.agent_offset()),
-            (&mine, partner.offset()?),
-        ] {
-            if let Err(e) = memory.ram.collapse(offset, REGION as u64) {
-                tracing::debug!("{user} stays on small pages: {e}");
-            }
-        }
-        self.lanes.push(Lane {
-            place,
-            partner,
-            memory,
-            slices: Vec::new(),
-            all: Latencies::new(),
-            min_ns: f64::INFINITY,
-            ops: 0,
-            copies: Vec::new(),
-        });
+        self.lanes
+            .push(Lane::on_large_pages(place, partner, memory, &mine)?);
         Ok(())
+    }
+
+    /// The host on which the measured side runs.
+    fn measured(&self) -> &Instance {
+        self.peer.as_ref().unwrap_or(&self.instance)
+    }
+
+    fn driver(&self) -> Option<Driver> {
+        self.network.as_ref().map(|n| n.driver)
+    }
+
+    /// A ratio with its interval. Over the wire the floor itself may be too restless for one.
+    fn ratio(&self, what: &str, pairs: &[(f64, f64)]) -> Result<Option<Interval>> {
+        match paired_ratio(pairs) {
+            Ok(interval) => Ok(Some(interval)),
+            Err(_) if self.network.is_some() => {
+                eprintln!("  no ratio {what}: {FEW}");
+                Ok(None)
+            }
+            Err(e) => Err(e).context(FEW),
+        }
     }
 
     fn own_memory(&self) -> Result<UserMemory> {
@@ -257,13 +344,12 @@ impl Machine {
                 size: case.size,
                 slice_ns: EXITS_SLICE.as_nanos() as u64,
                 // So that the samples' memory holds the whole slice.
-                batch_ns: 4 * BATCH_NS,
+                batch_ns: 200_000,
             };
-            let mut inline = self.instance.engine().drive_inline();
-            let samples = self.lanes[i].partner.measure(&command, || {
-                inline.driver().poll();
-            })?;
-            ops += samples.ops;
+            let also = also_driven(&self.peer, &self.network);
+            let mut driving = Driving::start(&self.instance, also);
+            let lane = &mut self.lanes[i];
+            ops += lane.partner.measure(&command, || driving.turn())?.ops;
         }
         let after = self.vcpu_exits()?.unwrap_or(before);
         Ok(Some((after - before) as f64 * 1e6 / ops.max(1) as f64))
@@ -272,7 +358,8 @@ impl Machine {
     /// What `create_qp` to RTS and `reg_mr` of 1 GiB take. The engine's own thread drives: control needs a core too.
     fn control(&mut self) -> Result<Vec<ControlLine>> {
         let mut lines = Vec::new();
-        for lane in self.lanes.iter_mut().filter(|l| l.place != "twin") {
+        let shown = |l: &&mut Lane| l.place != "twin" && l.place != idle::PLACE;
+        for lane in self.lanes.iter_mut().filter(shown) {
             for (what, kind) in [
                 ("create_qp to RTS", Kind::Connect { rounds: 200 }),
                 ("reg_mr 1 GiB", Kind::Register { rounds: 200 }),
@@ -306,10 +393,7 @@ impl Machine {
 
     fn alternate(&mut self, args: &Args, case: Case, stop: &AtomicBool) -> Result<()> {
         for lane in &mut self.lanes {
-            lane.slices.clear();
-            lane.all.clear();
-            lane.copies.clear();
-            (lane.min_ns, lane.ops) = (f64::INFINITY, 0);
+            lane.clear();
         }
         let command = Command {
             kind: match args.what {
@@ -318,8 +402,8 @@ impl Machine {
             },
             verb: case.verb,
             size: case.size,
-            slice_ns: SLICE.as_nanos() as u64,
-            batch_ns: BATCH_NS,
+            slice_ns: self.method.slice.as_nanos() as u64,
+            batch_ns: self.method.batch_ns,
         };
         let own = self.own_memory()?;
         let start = Instant::now();
@@ -337,8 +421,17 @@ impl Machine {
                 order.swap(i, (random % (i as u64 + 1)) as usize);
             }
             for &i in &order {
-                let mut inline = self.instance.engine().drive_inline();
-                self.lanes[i].slice(&command, &mut inline, &own)?;
+                let also = also_driven(&self.peer, &self.network);
+                let host = match &self.crowd {
+                    Some(crowd) if self.lanes[i].place == idle::PLACE => &crowd.instance,
+                    _ => &self.instance,
+                };
+                let mut driving = Driving::start(host, also);
+                let bare = self.bare.as_mut();
+                self.lanes[i].slice(&command, &mut driving, &own, bare, self.method.steady)?;
+            }
+            if let Some(bare) = &mut self.bare {
+                bare.other()?;
             }
             if stop.load(Ordering::Relaxed) {
                 bail!("interrupted");
@@ -358,6 +451,28 @@ impl Machine {
         self.lanes.iter().find(|l| l.place == place)
     }
 
+    /// A figure of slices that were measured at about the same time on the same floor.
+    fn pairs(&self, a: &Lane, b: &Lane, of: impl Fn(&Slice) -> f64) -> Vec<(f64, f64)> {
+        pair_slices(&a.slices, &b.slices, self.method.same_floor)
+            .iter()
+            .map(|(a, b)| (of(a), of(b)))
+            .collect()
+    }
+
+    fn ratio_line(&self, case: Case, a: &Lane, b: &Lane) -> Result<Option<RatioLine>> {
+        let what = format!("{} / {}", a.place, b.place);
+        let p50 = self.ratio(&what, &self.pairs(a, b, |s| s.p50_ns))?;
+        let p99 = self.ratio(&what, &self.pairs(a, b, |s| s.p99_ns))?;
+        Ok(p50.zip(p99).map(|(ratio, p99)| RatioLine {
+            verb: case.verb.name(),
+            size: case.size,
+            median: ratio.median,
+            low: ratio.low,
+            high: ratio.high,
+            p99,
+        }))
+    }
+
     fn summarize(
         &mut self,
         args: &Args,
@@ -368,42 +483,37 @@ impl Machine {
     ) -> Result<()> {
         let bw = args.what == What::Bw;
         for lane in &mut self.lanes {
-            if lane.place == "twin" {
+            if lane.place == "twin" || lane.place == idle::PLACE {
                 continue;
             }
-            let line = lane.line(case, bw)?;
-            floors.extend(lane.floors());
+            let line = lane.line(case, bw, args.wire)?;
+            if args.wire {
+                let also = also_driven(&self.peer, &self.network);
+                let mut driving = Driving::start(&self.instance, also);
+                floors.push(lane.cache_line(&mut driving)?);
+            } else {
+                floors.extend(lane.floors());
+            }
             show(&line);
             report.results.push(line);
         }
-        let p50 = |a: &Lane, b: &Lane| -> Vec<(f64, f64)> {
-            pair_slices(&a.slices, &b.slices, SAME_FLOOR)
-                .iter()
-                .map(|(a, b)| (a.p50_ns, b.p50_ns))
-                .collect()
-        };
         if let (Some(twin), Some(native)) = (self.lane("twin"), self.lane("native")) {
-            twins.extend(p50(twin, native));
+            twins.extend(self.pairs(twin, native, |s| s.p50_ns));
         }
-        if let (Some(guest), Some(native)) = (self.lane("guest"), self.lane("native")) {
-            let ratio: Interval = paired_ratio(&p50(guest, native)).context(FEW)?;
-            let tails: Vec<(f64, f64)> = pair_slices(&guest.slices, &native.slices, SAME_FLOOR)
-                .iter()
-                .map(|(a, b)| (a.p99_ns, b.p99_ns))
-                .collect();
-            let p99 = paired_ratio(&tails).context(FEW)?;
-            eprintln!(
-                "  {:>46}  guest / native {:.3} ({:.3} to {:.3}), p99 {:.3} ({:.3} to {:.3})",
-                "", ratio.median, ratio.low, ratio.high, p99.median, p99.low, p99.high
-            );
-            report.ratios.push(RatioLine {
-                verb: case.verb.name(),
-                size: case.size,
-                median: ratio.median,
-                low: ratio.low,
-                high: ratio.high,
-                p99,
-            });
+        if let (Some(crowded), Some(native), Some(idle)) = (
+            self.lane(idle::PLACE),
+            self.lane("native"),
+            &mut report.idle,
+        ) && let Some(line) = self.ratio_line(case, crowded, native)?
+        {
+            line.show(&format!("beside {} idle QPs / without", idle.queue_pairs));
+            idle.ratios.push(line);
+        }
+        if let (Some(guest), Some(native)) = (self.lane("guest"), self.lane("native"))
+            && let Some(line) = self.ratio_line(case, guest, native)?
+        {
+            line.show("guest / native");
+            report.ratios.push(line);
         }
         Ok(())
     }
@@ -411,6 +521,7 @@ impl Machine {
     fn end(self) -> Result<()> {
         drop(self.lanes);
         drop(self.natives);
+        drop(self.inline);
         if let Some(guest) = self.guest {
             let report = guest.shutdown();
             if !report.is_success() {
@@ -419,182 +530,5 @@ impl Machine {
         }
         drop(self.process);
         Ok(())
-    }
-}
-
-impl Lane {
-    fn floor(&mut self, inline: &mut Inline<'_>) -> Result<f64> {
-        let line = &self.memory.window.probe.line;
-        line.store(0, Ordering::SeqCst);
-        let step = 32;
-        let batches = FLOOR_ROUNDS / step;
-        self.partner.floor(FLOOR_ROUNDS + batches * step, || {
-            inline.driver().poll();
-        })?;
-        let bounce = |from, rounds| -> Result<()> {
-            if probe::bounce(line, from, rounds, SILENCE_NS, clock::monotonic_ns) {
-                return Ok(());
-            }
-            bail!("the measured side does not answer on the probe line");
-        };
-        bounce(0, FLOOR_ROUNDS)?;
-        let mut samples = Vec::new();
-        for k in 0..batches {
-            let start = clock::tsc();
-            bounce(FLOOR_ROUNDS + k * step, step)?;
-            samples.push((clock::tsc() - start) as f64 / f64::from(step));
-        }
-        Ok(median(&mut samples) * 1e9 / clock::tsc_hz() as f64)
-    }
-
-    fn slice(
-        &mut self,
-        command: &Command,
-        inline: &mut Inline<'_>,
-        own: &UserMemory,
-    ) -> Result<()> {
-        let before = self.floor(inline)?;
-        let samples: Samples = self.partner.measure(command, || {
-            inline.driver().poll();
-        })?;
-        if command.kind == Kind::Bandwidth {
-            self.copies.push(self.memcpy(own, command.size)?);
-        }
-        let after = self.floor(inline)?;
-        let mut ns = samples.ns;
-        if ns.is_empty() {
-            bail!(
-                "{} of {} bytes: not one sample in {SLICE:?}",
-                command.verb.name(),
-                command.size
-            );
-        }
-        let steady = before / after < STEADY && after / before < STEADY;
-        if steady {
-            self.ops += samples.ops;
-            for &t in &ns {
-                // The histogram counts whole units: tenths of ns, so that two fast sides can be told apart.
-                self.all.record((t * 10.0) as u64);
-                self.min_ns = self.min_ns.min(t);
-            }
-        }
-        let at = (ns.len() * 99).div_ceil(100) - 1;
-        let p99_ns = *ns.select_nth_unstable_by(at, f64::total_cmp).1;
-        self.slices.push(Slice {
-            p50_ns: median(&mut ns),
-            p99_ns,
-            floor_ns: if steady {
-                f64::midpoint(before, after)
-            } else {
-                f64::INFINITY
-            },
-        });
-        Ok(())
-    }
-
-    /// Median time of a memcpy between the very buffers, on this core, ns.
-    fn memcpy(&self, own: &UserMemory, size: u32) -> Result<f64> {
-        let (from, to) = (self.partner.agent_offset(), self.partner.offset()?);
-        let mut samples = Vec::new();
-        for _ in 0..32 {
-            let start = clock::tsc();
-            self.memory
-                .ram
-                .copy_to(from, &own.ram, to, u64::from(size))
-                .context("the buffers lie outside the RAM")?;
-            samples.push((clock::tsc() - start) as f64);
-        }
-        Ok(median(&mut samples) * 1e9 / clock::tsc_hz() as f64)
-    }
-
-    fn floors(&self) -> impl Iterator<Item = f64> {
-        self.slices
-            .iter()
-            .map(|s| s.floor_ns)
-            .filter(|f| f.is_finite())
-    }
-
-    fn line(&mut self, case: Case, bw: bool) -> Result<ResultLine> {
-        let mut floors: Vec<f64> = self.floors().collect();
-        if floors.is_empty() {
-            bail!(
-                "{} of {} bytes: no slice was steady: give more --time, or use a quieter machine",
-                case.verb.name(),
-                case.size
-            );
-        }
-        let floor = median(&mut floors);
-        let quantile = |q| self.all.quantile_ns(q) as f64 / 10.0;
-        let p50_ns = quantile(0.5);
-        let copy = (!self.copies.is_empty()).then(|| median(&mut self.copies));
-        Ok(ResultLine {
-            verb: case.verb.name(),
-            size: case.size,
-            place: self.place,
-            min_ns: self.min_ns,
-            p50_ns,
-            p99_ns: quantile(0.99),
-            p999_ns: quantile(0.999),
-            iterations: self.ops,
-            floors: p50_ns / floor,
-            bytes_per_s: bw.then(|| f64::from(case.size) * 1e9 / p50_ns),
-            of_memcpy: copy.map(|c| c / p50_ns),
-        })
-    }
-}
-
-fn header(what: What) {
-    eprintln!(
-        "{:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9} {:>7}{}",
-        "verb",
-        "size",
-        "where",
-        "min",
-        "typical",
-        "p99",
-        "p99.9",
-        "floors",
-        if what == What::Bw {
-            "       GB/s  memcpy"
-        } else {
-            ""
-        }
-    );
-}
-
-fn show(line: &ResultLine) {
-    let time = |ns: f64| values::nanos(ns.round() as u64);
-    let mut text = format!(
-        "{:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9} {:>7.2}",
-        line.verb,
-        values::bytes(u64::from(line.size)),
-        line.place,
-        time(line.min_ns),
-        time(line.p50_ns),
-        time(line.p99_ns),
-        time(line.p999_ns),
-        line.floors
-    );
-    if let Some(rate) = line.bytes_per_s {
-        text.push_str(&format!(" {:>10.2}", rate / 1e9));
-    }
-    if let Some(share) = line.of_memcpy {
-        text.push_str(&format!(" {:>6.0}%", share * 100.0));
-    }
-    eprintln!("{text}");
-}
-
-fn footer(report: &Report) {
-    if let Some(aa) = report.aa {
-        eprintln!(
-            "A/A: native / native {:.3} ({:.3} to {:.3})",
-            aa.median, aa.low, aa.high
-        );
-    }
-    if let Some(floor) = report.floor.cache_line_rtt_ns {
-        eprintln!("floor: {floor:.0} ns for one cache line to the measured side's core and back");
-    }
-    if let Some(exits) = report.vm_exits_per_million_ops {
-        eprintln!("VM exits that the guest caused: {exits:.1} per million data verbs");
     }
 }

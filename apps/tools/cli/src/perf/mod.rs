@@ -1,7 +1,11 @@
 //! `perf`: what each verb costs in a guest and in a Linux process, in alternating slices of one run.
 
+mod idle;
+mod lane;
 mod lanes;
 mod report;
+mod show;
+mod wire;
 
 pub(crate) use report::{check_target, save_json};
 
@@ -11,7 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use hyv_carrier::Choice;
 use hyv_host::accel::AccelRequest;
+use hyv_host::program;
 use hyv_host::sys::{clock, cpu};
 use hyv_lab::values;
 use hyv_tools::perf::{Agent, Clock, MAX_SIZE, Verb};
@@ -85,7 +91,25 @@ pub struct Args {
     /// What runs the guest: auto, kvm or tcg
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelRequest,
-    /// CPUs to use, for example 0,1: the first for the engine, the second for the measured side
+    /// Measure between two hosts in two network namespaces, beside bare sockets on the same path (as root)
+    #[arg(long)]
+    wire: bool,
+    /// What carries packets: packet (AF_PACKET), udp, or auto
+    #[arg(
+        long,
+        value_name = "auto|udp|packet",
+        default_value = "auto",
+        requires = "wire"
+    )]
+    carrier: Choice,
+    /// Largest IP packet of the link between the namespaces, bytes; the path MTU follows from it
+    #[arg(long, value_name = "BYTES", default_value = "1500", requires = "wire", value_parser = clap::value_parser!(u16).range(576..))]
+    mtu: u16,
+    /// Compare with the same beside so many idle queue pairs (lat, one host, native)
+    #[arg(long, value_name = "N", conflicts_with = "wire", value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    idle_qps: Option<u32>,
+    /// CPUs to use, for example 0,1: the first for the engine, the second for the measured side; with --wire a third for the
+    /// measured side's engine, where a guest is measured
     #[arg(long, value_name = "CPUS")]
     pin: Option<String>,
     /// The image to boot
@@ -146,9 +170,12 @@ impl Args {
 /// # Errors
 /// A wrong argument; a device, guest or process that does not come up; a verb that fails.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    crate::start_log(&args.log)?;
-    let stop = machine::stop_flag()?;
+    program::start_log(&args.log)?;
+    let stop = program::stop_flag()?;
     let cases = args.cases()?;
+    if args.idle_qps.is_some() && (args.what == What::Bw || !args.places.contains(&Where::Native)) {
+        bail!("--idle-qps: goes with lat and with a native side (--where native)");
+    }
     if let Some(path) = args.json.as_deref() {
         report::check_target(path)?;
     }
@@ -185,8 +212,8 @@ const AGENT_RAM: u64 = (24 << 20) + hyv_tools::perf::REGISTERED as u64;
 /// # Errors
 /// As the guest's image.
 pub fn agent(args: &AgentArgs) -> Result<ExitCode> {
-    crate::start_log("warn")?;
-    let stop = machine::stop_flag()?;
+    program::start_log("warn")?;
+    let stop = program::stop_flag()?;
     let cpus = cpu::parse_list(&args.pin, &cpu::allowed()?)?;
     cpu::pin_current(&cpus)?;
     let process = Process::connect(&args.dir, AGENT_RAM, &args.name)?;

@@ -24,12 +24,18 @@ pub(crate) struct ResultLine {
     pub iterations: u64,
     /// Median time in units of the floor that was measured in the same slices.
     pub floors: f64,
+    /// The same in units of two lines, one there and one back; latency runs of one host only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchanges: Option<f64>,
     /// Bytes a second, from the median; bandwidth runs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_s: Option<f64>,
     /// Share of a memcpy between the same buffers on the engine's core; bandwidth runs of one host only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of_memcpy: Option<f64>,
+    /// Share of what bare sockets with the same offload moved in the same slices; bandwidth runs with `--wire` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_bare: Option<f64>,
 }
 
 /// Guest ÷ native of one verb and size.
@@ -44,6 +50,17 @@ pub(crate) struct RatioLine {
     pub p99: Interval,
 }
 
+impl RatioLine {
+    /// For people, on standard error.
+    pub(crate) fn show(&self, what: &str) {
+        let (p50, p99) = ((self.median, self.low, self.high), self.p99);
+        eprintln!(
+            "  {what:>60} {:.3} ({:.3} to {:.3}), p99 {:.3} ({:.3} to {:.3})",
+            p50.0, p50.1, p50.2, p99.median, p99.low, p99.high
+        );
+    }
+}
+
 #[derive(Serialize, Debug, Clone, Copy)]
 pub(crate) struct Aa {
     pub median: f64,
@@ -55,8 +72,14 @@ pub(crate) struct Aa {
 pub(crate) struct Floor {
     /// One cache line between the engine's core and the measured side's, there and back.
     pub cache_line_rtt_ns: Option<f64>,
+    /// One line there and another one back, as a request and its completion go: the least that rings can reach.
+    pub two_lines_rtt_ns: Option<f64>,
     /// A busy-polled UDP ping-pong over the same path; with `--wire`.
     pub udp_rtt_ns: Option<f64>,
+    /// The same with AF_PACKET sockets.
+    pub packet_rtt_ns: Option<f64>,
+    /// Bytes a second that bare sockets of the carrier's kind move one way, with its offload and packet size; `bw --wire`.
+    pub bandwidth: Option<f64>,
 }
 
 #[derive(Serialize, Debug)]
@@ -67,12 +90,27 @@ pub(crate) struct Report {
     pub ratios: Vec<RatioLine>,
     pub aa: Option<Aa>,
     pub floor: Floor,
-    /// Who drives the engine: `inline` (the partner's thread) or `thread`.
-    pub mode: &'static str,
+    /// Who drives the engines: `inline` is the thread of the partner, or with `--wire` of either side. With `--wire` it begins
+    /// with `wire` and the carrier.
+    pub mode: String,
+    /// `udp` or `packet`; with `--wire`.
+    pub carrier: Option<String>,
+    /// Payload of a packet at most, bytes; with `--wire`.
+    pub path_mtu: Option<u32>,
     /// VM exits that the guest caused, per million data verbs; KVM only.
     pub vm_exits_per_million_ops: Option<f64>,
     /// Control verbs, p50 in ns.
     pub control: Vec<ControlLine>,
+    /// What idle queue pairs cost; with `--idle-qps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+}
+
+/// Latency beside idle queue pairs ÷ latency without.
+#[derive(Serialize, Debug, Clone)]
+pub(crate) struct Idle {
+    pub queue_pairs: u32,
+    pub ratios: Vec<RatioLine>,
 }
 
 /// A control verb's time.
