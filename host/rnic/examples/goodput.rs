@@ -2,8 +2,8 @@
 //! `goodput [SECONDS]`, the virtual time of each row (default 0.2).
 //!
 //! One side writes without pause to the other over a link of a given rate and delay that loses packets in both directions. Goodput is new
-//! payload per second, as a part of what the same link carries without loss. *W* is the mean number of packets in flight when one is lost: what
-//! going back sends again. With it go-back-N cannot do better than (1-p)/(1-p+pW). Computing takes no virtual time, so the machine does not matter, and
+//! payload per second, as a part of what the same link carries without loss. *W* is the mean number of packets that were out when sending went
+//! back, from the lost one on: what goes again. With it go-back-N cannot do better than (1-p)/(1-p+pW). Computing takes no virtual time, so the machine does not matter, and
 //! the same arguments give the same figures.
 
 #[path = "../tests/common/mod.rs"]
@@ -43,20 +43,21 @@ struct Link {
 struct Measured {
     /// New payload, bytes per virtual second.
     goodput: f64,
-    /// Mean packets in flight when one was lost; where none was, when one was sent.
+    /// Mean packets that went again when sending went back.
     window: f64,
     retransmitted: f64,
 }
 
+/// What was seen of the sender's packets.
 #[derive(Default)]
 struct Flight {
-    acked: u32,
-    at_loss: (u64, u64),
-    at_send: (u64, u64),
-}
-
-fn psn(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]])
+    /// PSN of the last one.
+    last: Option<u32>,
+    /// One past the highest PSN.
+    next: u32,
+    /// How often sending went back, and how far in all.
+    backs: u64,
+    packets: u64,
 }
 
 fn since(a: u32, b: u32) -> i32 {
@@ -64,31 +65,22 @@ fn since(a: u32, b: u32) -> i32 {
 }
 
 impl Flight {
-    /// Follows what the sender knows to have arrived, and how far ahead of it what it sends is.
     fn see(&mut self, event: &Event<'_>) {
         const ACKNOWLEDGE: u8 = 17;
-        match *event {
-            Event::Sent(p) | Event::Lost(p) if p[0] != ACKNOWLEDGE => {
-                let ahead = since(psn(p), self.acked).max(0) as u64;
-                let sums = if matches!(event, Event::Lost(_)) {
-                    &mut self.at_loss
-                } else {
-                    &mut self.at_send
-                };
-                *sums = (sums.0 + ahead, sums.1 + 1);
-            }
-            Event::Arrived(p) if p[0] == ACKNOWLEDGE => {
-                // A NAK names the first packet that is missing, an ACK the last that came.
-                let through = if p[12] >> 5 == 0 {
-                    psn(p)
-                } else {
-                    psn(p).wrapping_sub(1)
-                };
-                if since(through, self.acked) > 0 {
-                    self.acked = through & 0xff_ffff;
-                }
-            }
-            _ => {}
+        let (Event::Sent(p) | Event::Lost(p)) = *event else {
+            return;
+        };
+        if p[0] == ACKNOWLEDGE {
+            return;
+        }
+        let psn = u32::from_be_bytes([0, p[9], p[10], p[11]]);
+        if self.last.is_some_and(|last| since(psn, last) <= 0) {
+            self.backs += 1;
+            self.packets += since(self.next, psn).max(0) as u64;
+        }
+        self.last = Some(psn);
+        if self.backs == 0 || since(psn.wrapping_add(1), self.next) > 0 {
+            self.next = psn.wrapping_add(1);
         }
     }
 }
@@ -117,10 +109,7 @@ fn measure(link: Link, per_mille: u64, ns: u64) -> Measured {
         mtu: link.mtu,
         ..Path::default()
     };
-    let flight = Arc::new(Mutex::new(Flight {
-        acked: path.psn - 1,
-        ..Flight::default()
-    }));
+    let flight = Arc::new(Mutex::new(Flight::default()));
     {
         let mut n = net.lock();
         n.delay = link.delay;
@@ -172,14 +161,9 @@ fn measure(link: Link, per_mille: u64, ns: u64) -> Measured {
     let spent = (time.load(Ordering::SeqCst) - start) as f64 / 1e9;
     let c = ea.device_counters();
     let flight = flight.lock().expect("nobody panics with it");
-    let (sum, n) = if flight.at_loss.1 > 0 {
-        flight.at_loss
-    } else {
-        flight.at_send
-    };
     Measured {
         goodput: done as f64 * MESSAGE as f64 / spent,
-        window: sum as f64 / n.max(1) as f64,
+        window: flight.packets as f64 / flight.backs.max(1) as f64,
         retransmitted: c.retransmissions as f64 / c.tx_packets.max(1) as f64,
     }
 }

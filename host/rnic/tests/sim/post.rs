@@ -44,14 +44,15 @@ impl Sim {
         if !room {
             return false;
         }
-        let Some(cell) = pool.take() else {
+        // From a region that is gone, too: whoever sends to it must learn.
+        let Some(cell) = pool.free.pop() else {
             return false;
         };
         let at = pool.at(cell);
         // All of the cell, so that every message fits.
         let pieces = pieces(&mut self.w.rng, at, pool.cell, pool.cell, RECEIVE_PIECES);
         let sges: Vec<_> = pieces.iter().map(|&(at, n)| pool.sge(at, n)).collect();
-        for &(at, n) in &pieces {
+        for &(at, n) in pieces.iter().filter(|_| !pool.dead) {
             pool.mem.lend(at, n.into());
         }
         let receive = Receive { id, pieces, cell };

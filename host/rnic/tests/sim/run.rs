@@ -221,14 +221,14 @@ impl Sim {
                 self.poll(person, usize::MAX);
             }
             let mut busy = false;
-            for e in 0..self.ends.len() {
+            for (e, asked) in asked.iter_mut().enumerate() {
                 if !self.ends[e].is_open() {
                     continue;
                 }
-                if !asked[e] {
-                    asked[e] = self.barrier(e) || self.ends[e].link.ty == QpType::Ud;
+                if !*asked {
+                    *asked = self.barrier(e) || self.ends[e].link.ty == QpType::Ud;
                 }
-                busy |= !asked[e] || self.ends[e].sent.iter().any(|s| s.signaled);
+                busy |= !*asked || self.ends[e].sent.iter().any(|s| s.signaled);
             }
             if !busy {
                 return;
@@ -268,7 +268,7 @@ impl Sim {
         }
         for e in 0..self.ends.len() {
             if self.ends[e].is_open() {
-                self.to_error(e);
+                self.give_up(e);
             }
         }
         self.w.pass(AFTER_NS);

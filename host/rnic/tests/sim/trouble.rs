@@ -26,7 +26,7 @@ impl Sim {
         }
         match self.w.rng.below(10) {
             0 => self.destroy(e),
-            1 => self.to_error(e),
+            1 => self.give_up(e),
             2..5 => self.deregister(e),
             5 => self.leave(self.ends[e].person),
             6 => self.restart(self.w.people[self.ends[e].person].host),
@@ -53,7 +53,7 @@ impl Sim {
     }
 
     /// A user puts its QP into the error state.
-    pub fn to_error(&mut self, e: usize) {
+    pub fn give_up(&mut self, e: usize) {
         let person = self.ends[e].person;
         let host = self.w.people[person].host;
         let engine = &mut self.w.hosts[host].engine;

@@ -149,7 +149,7 @@ impl World {
             })
             .collect();
         let mut world = Self {
-            rng: Rng(seed ^ 0x776f_726c_64),
+            rng: Rng(seed ^ 0x776f_726c),
             clock,
             net,
             hosts,
