@@ -64,12 +64,14 @@ fn fresh_seeds() {
     let first = since_epoch.expect("a clock after 1970").as_nanos() as u64 & 0xffff_ffff_ffff;
     println!("seeds from {first} on");
     let (start, mut told) = (Instant::now(), run::Told::default());
-    let mut seed = first;
+    let (mut seed, mut slowest) = (first, (Duration::ZERO, first));
     while start.elapsed() < limit {
+        let began = Instant::now();
         told.add(&one(seed));
+        slowest = slowest.max((began.elapsed(), seed));
         seed += 1;
     }
-    println!("{} seeds: {told:?}", seed - first);
+    println!("{} seeds, the slowest {slowest:?}: {told:?}", seed - first);
 }
 
 #[test]

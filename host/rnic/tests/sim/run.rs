@@ -12,9 +12,11 @@ use crate::net::Faults;
 use crate::plan::{Link, Plan};
 use crate::world::{World, reliable};
 
-/// Within so long of virtual time everything is done once the network is well: eight times the longest wait that a requester
-/// knows, for each of the few who may wait for one another.
-const SETTLED_NS: u64 = 60_000_000_000;
+/// Within so long of virtual time everything is done once the network is well: twenty times what the longest ACK timeout here takes with all its
+/// retries, for those who wait for one another.
+const SETTLED_NS: u64 = 10_000_000_000;
+/// After so long of it users end what they need not wait for.
+const PATIENCE_NS: u64 = 1_000_000_000;
 /// How long stragglers may take afterwards.
 const AFTER_NS: u64 = 5_000_000;
 
@@ -234,6 +236,9 @@ impl Sim {
                 return;
             }
             let now = self.w.now();
+            if now >= limit - SETTLED_NS + PATIENCE_NS {
+                self.let_go();
+            }
             if now >= limit {
                 for (e, end) in self
                     .ends
@@ -253,6 +258,18 @@ impl Sim {
             }
             self.w.pass(step);
             step = (step * 3 / 2).min(50_000_000);
+        }
+    }
+
+    /// Ends users' QPs whose peers are gone or may have lost the end of a message: one that stopped in the middle holds a receive that others of
+    /// its SRQ wait for.
+    fn let_go(&mut self) {
+        for e in 0..self.ends.len() {
+            let (end, peer) = (&self.ends[e], &self.ends[self.ends[e].peer]);
+            let over = peer.life != Life::Live || peer.ending || !reliable(end.link.ty);
+            if end.link.shared && end.is_open() && !end.ending && over {
+                self.give_up(e);
+            }
         }
     }
 
