@@ -342,7 +342,7 @@ impl Engine {
             let mut first = true;
             moved += c.receive(&mut |arrival| {
                 if std::mem::take(&mut first) {
-                    w.now = (self.config.clock)();
+                    w.now = self.now();
                 }
                 self.arrival(&mut w, arrival);
             });
@@ -372,7 +372,7 @@ impl Engine {
             moved += self.run(slot);
         }
         if timers || lazy {
-            let now = (self.config.clock)();
+            let now = self.now();
             moved += self.poll_lazy(now);
             moved += self.poll_wire_timers(now);
         }

@@ -43,7 +43,7 @@ impl Engine {
             self.cool(slot);
             return 0;
         }
-        let now = (self.config.clock)();
+        let now = self.now();
         self.with_wire(slot, |e, w, q| e.transmit(w, slot, q, now))
     }
 
