@@ -94,8 +94,8 @@ pub struct Engine {
     next_user: usize,
     /// Turns until packets are looked for.
     wire_turns: u32,
-    /// The time of this turn, ns; 0 until it is asked for.
-    now: u64,
+    /// The time of this turn, ns; 0 until it is asked for. None between turns.
+    now: Option<u64>,
     pub(crate) wire: Option<Box<Wire>>,
 }
 
@@ -121,7 +121,7 @@ impl Engine {
         }
         Self {
             wire_turns: 1,
-            now: 0,
+            now: None,
             wire,
             config,
             users: Vec::new(),
@@ -222,7 +222,7 @@ impl Engine {
     #[inline]
     pub fn poll(&mut self) -> usize {
         self.turn = self.turn.wrapping_add(1);
-        self.now = 0;
+        self.now = Some(0);
         let mut moved = 0;
         let mut i = 0;
         while i < self.hot.len() {
@@ -255,15 +255,21 @@ impl Engine {
         if !self.touched.is_empty() && (moved == 0 || self.turn.is_multiple_of(SUMMARY_TURNS)) {
             self.finish_turn();
         }
+        self.now = None;
         moved
     }
 
     /// The time, ns. The clock is asked once a turn: with what the kernel leaves of the caches that takes as long as a packet.
     pub(crate) fn now(&mut self) -> u64 {
-        if self.now == 0 {
-            self.now = (self.config.clock)();
+        match self.now {
+            Some(0) => {
+                let now = (self.config.clock)();
+                self.now = Some(now);
+                now
+            }
+            Some(now) => now,
+            None => (self.config.clock)(),
         }
-        self.now
     }
 
     fn poll_summaries(&mut self) -> usize {
@@ -740,7 +746,6 @@ impl Engine {
 
     /// Runs the timers now, whatever the turn: after a sleep.
     pub fn tick(&mut self) {
-        self.now = 0;
         self.poll_timers();
         self.wire_turns = self.poll_wire().1;
         self.finish_turn();

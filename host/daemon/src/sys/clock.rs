@@ -67,7 +67,7 @@ pub fn quick_ns() -> Box<dyn Fn() -> u64 + Send> {
     Box::new(move || {
         let ticks = u128::from(tsc().saturating_sub(base));
         // Not 0, which is no time.
-        1 + (ticks * u128::from(per_tick) >> 32) as u64
+        1 + ((ticks * u128::from(per_tick)) >> 32) as u64
     })
 }
 
