@@ -16,6 +16,7 @@ use hyv_abi::control::{
 use hyv_abi::types::{Errno, Reason, VerbError};
 use hyv_rnic::thread::Kicks;
 use hyv_rnic::{Engine, EngineCell, EngineConfig};
+use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::ControlQueue;
@@ -148,6 +149,16 @@ impl Side {
         let mut bytes = [0; N];
         self.ram.read_at(at, &mut bytes).expect("inside the RAM");
         bytes
+    }
+
+    /// All of its RAM.
+    fn all(&self) -> Vec<u8> {
+        let mut all = vec![0; RAM as usize];
+        let memory = self.user.ram.memory();
+        memory
+            .read_slice(&mut all, GuestAddress(0))
+            .expect("inside the RAM");
+        all
     }
 
     fn enable(&mut self) {
@@ -399,14 +410,12 @@ impl World {
     }
 
     fn remember(&mut self) {
-        let ram = &self.good.ram;
-        ram.read_at(0, &mut self.good_ram).expect("all of it");
+        self.good_ram = self.good.all();
     }
 
     /// The good one's memory is as it left it.
     fn check(&self) {
-        let mut now = vec![0; RAM as usize];
-        self.good.ram.read_at(0, &mut now).expect("all of it");
+        let now = self.good.all();
         assert!(now == self.good_ram, "the other user's RAM changed");
         let c = &self.good.user.memory.window.user.control;
         assert_eq!(c.enable.load(Ordering::Relaxed), 1);

@@ -4,7 +4,7 @@ use crate::common::*;
 use crate::fabric::{Link, On, patient};
 use hyv_abi::queue::Cqe;
 
-const LENGTHS: [u32; 20] = [
+const LENGTHS: [u32; 25] = [
     0,
     1,
     7,
@@ -19,8 +19,13 @@ const LENGTHS: [u32; 20] = [
     64,
     65,
     255,
+    1023,
+    1024,
+    1025,
+    2048,
     4095,
     4096,
+    4097,
     65_535,
     65_536,
     65_537,
