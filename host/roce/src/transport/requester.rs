@@ -436,9 +436,9 @@ impl Requester {
             });
         }
         self.unasked += 1;
-        // The first on an empty path shows how long that is.
+        // The first of many on an empty path shows how long that is; of a few the last does.
         let ack_req = position.ends()
-            || in_flight == 0
+            || (in_flight == 0 && out.packets > MIN_WINDOW * ACK_REQUESTS)
             || self.unasked >= (self.window / ACK_REQUESTS).max(1)
             || self.in_flight() >= self.window;
         if ack_req {
