@@ -209,10 +209,9 @@ fn main() -> ExitCode {
             );
         }
         println!(
-            "{mtu:5} {:10.1} {rate:7.0}     0.0 {:13.0}       1.000 {:6.1}",
+            "{mtu:5} {:10.1} {rate:7.0}     0.0 {:13.0}       1.000",
             delay as f64 / 1e3,
-            full.goodput / 1e6,
-            full.window
+            full.goodput / 1e6
         );
     }
     println!("lowest part of the bound: {worst:.2}");

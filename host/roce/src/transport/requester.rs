@@ -152,8 +152,6 @@ pub struct Requester {
     backoff: u32,
     /// The packet at `una` goes again, before anything else.
     asking: bool,
-    /// Its PSN, until something is known.
-    asked: Option<Psn>,
     /// `una` at which sending last went back because of a gap, and when.
     gap: Option<(Psn, u64)>,
     /// A packet whose round trip is being measured.
@@ -187,6 +185,8 @@ struct Path {
     /// Shortest round trips, ns, likewise.
     shortest: [Option<u64>; 2],
     rtt_samples: u32,
+    /// The shortest are about to be forgotten: the path's queues should run empty once, to show it again.
+    stale: bool,
 }
 
 impl Path {
@@ -199,6 +199,7 @@ impl Path {
         self.rates[0] = self.rates[0].max((packets << 20) / elapsed.max(1));
         if self.rtt_samples >= RTT_SAMPLES {
             (self.shortest, self.rtt_samples) = ([None, self.shortest[0]], 0);
+            self.stale = true;
         }
         self.rtt_samples += 1;
         self.shortest[0] = Some(self.shortest[0].map_or(rtt, |r| r.min(rtt)));
@@ -241,7 +242,6 @@ impl Requester {
             probe_deadline: None,
             backoff: 0,
             asking: false,
-            asked: None,
             gap: None,
             timed: None,
             rtt: None,
@@ -436,7 +436,9 @@ impl Requester {
             });
         }
         self.unasked += 1;
+        // The first of many on an empty path shows how long that is; of a few the last does.
         let ack_req = position.ends()
+            || (in_flight == 0 && out.packets > MIN_WINDOW * ACK_REQUESTS)
             || self.unasked >= (self.window / ACK_REQUESTS).max(1)
             || self.in_flight() >= self.window;
         if ack_req {
@@ -569,8 +571,9 @@ impl Requester {
             let answered = |out: &Out| out.message.kind.is_answered();
             if self.backoff == 0 && sent && !self.messages.get(self.done).is_some_and(answered) {
                 self.asking = true;
-                self.asked = Some(self.una);
-                self.timed = None;
+                if self.timed.is_some_and(|t| t.psn == self.una) {
+                    self.timed = None;
+                }
             } else {
                 self.ask();
                 self.go_back();
@@ -586,7 +589,7 @@ impl Requester {
         self.cursor_index = self.done;
         self.reads_out.clear();
         self.unasked = 0;
-        (self.asking, self.asked) = (false, None);
+        self.asking = false;
         self.timed = None;
     }
 
@@ -599,6 +602,9 @@ impl Requester {
         self.window = holds.clamp(MIN_WINDOW, self.window.max(MIN_WINDOW));
         self.threshold = self.window;
         self.credit = 0;
+        if core::mem::take(&mut self.path.stale) {
+            self.window = MIN_WINDOW;
+        }
     }
 
     /// Nothing comes back: a few packets ask, and the window opens again as they are acknowledged.
@@ -632,20 +638,12 @@ impl Requester {
         } else {
             psn
         };
-        let asked = self.asked;
         if !self.acknowledge(through, now) {
             // An answer before this one was lost (IBA 1.4, 9.7.5.1.2: implied NAK).
             return self.gap(now, false);
         }
         match *reply {
-            Reply::Ack { psn } => {
-                if asked == Some(psn) && self.una != self.high {
-                    // It was the one that was missing: what followed it was not taken.
-                    self.lost();
-                    self.go_back();
-                }
-                Effect::None
-            }
+            Reply::Ack { .. } => Effect::None,
             Reply::RnrNak { timer, .. } => self.receiver_not_ready(timer, now),
             Reply::Nak {
                 code: NakCode::PsnSequence,
@@ -762,7 +760,7 @@ impl Requester {
     fn advance(&mut self, to: Psn, now: u64) {
         let n = to.since(self.una) as u32;
         self.una = to;
-        (self.asking, self.asked) = (false, None);
+        self.asking = false;
         self.acknowledged += u64::from(n);
         self.progress_at = now;
         if self.cursor.since(to) < 0 {
