@@ -337,6 +337,9 @@ impl Engine {
             return (0, u32::MAX);
         };
         let mut moved = 0;
+        let timers = !w.timers.is_empty() || !w.lazy.is_empty();
+        // Timers go by the time before the look for packets: whoever is kept from running in between finds the answer first.
+        let before = if timers { self.now() } else { 0 };
         let mut carrier = w.carrier.take();
         if let Some(c) = carrier.as_mut() {
             let mut first = true;
@@ -359,8 +362,6 @@ impl Engine {
         }
         w.send_mads();
         let mut ready = std::mem::take(&mut w.ready);
-        let timers = !w.timers.is_empty();
-        let lazy = !w.lazy.is_empty();
         self.wire = Some(w);
         for slot in ready.drain(..) {
             let Some(qp) = self.qps[slot].as_mut() else {
@@ -371,10 +372,9 @@ impl Engine {
             }
             moved += self.run(slot);
         }
-        if timers || lazy {
-            let now = self.now();
-            moved += self.poll_lazy(now);
-            moved += self.poll_wire_timers(now);
+        if timers {
+            moved += self.poll_lazy(before);
+            moved += self.poll_wire_timers(before);
         }
         if !self.doomed.is_empty() {
             self.fail_doomed();
