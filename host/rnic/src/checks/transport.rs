@@ -114,6 +114,9 @@ impl Carrier for Port {
     fn cheap_poll(&self) -> bool {
         true
     }
+    fn takes_company(&self) -> bool {
+        true
+    }
 }
 
 struct Wired {

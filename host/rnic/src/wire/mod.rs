@@ -48,6 +48,8 @@ pub(crate) struct Wire {
     carrier: Option<Box<dyn Carrier>>,
     local: Gid,
     cheap: bool,
+    /// Acknowledgements go at the end of bursts ([`Carrier::takes_company`]).
+    company: bool,
     burst: Burst,
     /// When which QP wants a timer, by its slot and number. A QP has at most one entry that counts ([`WireQp::armed`]).
     timers: BinaryHeap<Reverse<(u64, usize, u32)>>,
@@ -58,6 +60,8 @@ pub(crate) struct Wire {
     /// Turns since the last packet, in looks.
     quiet_turns: u32,
     solver: IdentSolver,
+    /// The next packet's identification, perhaps, where the carrier does not see it.
+    guess: u16,
     crcs: Vec<Option<(Gid, u16, icrc::Flow)>>,
     #[allow(clippy::vec_box, reason = "they come from and go to queues of boxes")]
     pool: Vec<Box<Wr>>,
@@ -72,6 +76,7 @@ impl Wire {
         Self {
             local: carrier.local(),
             cheap: carrier.cheap_poll(),
+            company: carrier.takes_company(),
             carrier: Some(carrier),
             burst: Burst::new(),
             timers: BinaryHeap::new(),
@@ -79,6 +84,7 @@ impl Wire {
             lazy: VecDeque::new(),
             quiet_turns: WIRE_QUIET_TURNS,
             solver: IdentSolver::new(),
+            guess: 0,
             crcs: vec![None; CRC_CACHE],
             pool: Vec::new(),
             mads: Mads::default(),

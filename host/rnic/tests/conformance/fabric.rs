@@ -147,6 +147,9 @@ impl Carrier for Lent {
     fn cheap_poll(&self) -> bool {
         self.with(|c| c.cheap_poll())
     }
+    fn takes_company(&self) -> bool {
+        self.with(|c| c.takes_company())
+    }
 }
 
 thread_local! {

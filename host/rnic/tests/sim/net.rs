@@ -321,4 +321,7 @@ impl Carrier for Port {
     fn cheap_poll(&self) -> bool {
         self.cheap
     }
+    fn takes_company(&self) -> bool {
+        !self.cheap
+    }
 }
