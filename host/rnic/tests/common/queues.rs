@@ -134,7 +134,8 @@ fn fill_recv(ram: &Ram, ring: (u64, u32, u32), tail: u32, wr_id: u64, sges: &[Sg
         ram.word(at).store(a, Ordering::Relaxed);
         ram.word(at + 8).store(b, Ordering::Relaxed);
     }
-    let last = u64::from(seq(tail)) | (sges.len() as u64) << 32;
+    // The tag, which only a shared ring's completions show, is the position too.
+    let last = u64::from(seq(tail)) | (sges.len() as u64) << 32 | u64::from(tail as u16) << 48;
     ram.word(at + stride - 8).store(last, Ordering::Release);
 }
 
