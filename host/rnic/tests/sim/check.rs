@@ -8,6 +8,7 @@ use hyv_roce::wire::grh::{self, Grh};
 use crate::common::{cqe_data, status};
 use crate::ends::{End, GRH, Kind, Life, Message, NUMBER, Sent, bit};
 use crate::run::Sim;
+use crate::windows::{MemoryWindow, State};
 use crate::world::{Receive, reliable};
 
 impl Sim {
@@ -236,9 +237,12 @@ impl Sim {
                     .push(u64::from_le_bytes(seen.try_into().expect("8 bytes")));
             }
             Kind::Write { at, data, .. } if !sure => self.leaks.push((peer, *at, data.clone())),
+            Kind::Bind(i) => self.ends[e].windows[*i].state = State::Open,
+            &Kind::Unbind(i) => self.closed(e, i),
             Kind::Forbidden => panic!("{what} was allowed"),
             Kind::Send | Kind::Write { .. } | Kind::Bare => {}
         }
+        self.unused(peer, s.window);
         self.give_back(e, &s);
     }
 
@@ -285,7 +289,7 @@ impl Sim {
                 let there = self.ends[peer].person;
                 self.w.people[there].added[word].perhaps += 1;
             }
-            Kind::Send | Kind::Bare | Kind::Forbidden => {}
+            Kind::Send | Kind::Bare | Kind::Forbidden | Kind::Bind(_) | Kind::Unbind(_) => {}
         }
     }
 
@@ -320,7 +324,10 @@ impl Sim {
             message.imm.is_some(),
             "end {e}: {c:?}"
         );
-        assert_eq!(c.imm, message.imm.unwrap_or(0), "end {e}: {c:?}");
+        let invalid = c.flags & cqe_flags::WITH_INV != 0;
+        assert_eq!(invalid, message.invalidates.is_some(), "end {e}: {c:?}");
+        let word = message.imm.or(message.invalidates);
+        assert_eq!(c.imm, word.unwrap_or(0), "end {e}: {c:?}");
         let grh = if end.link.ty == QpType::Ud {
             GRH as u32
         } else {
@@ -353,6 +360,11 @@ impl Sim {
             bytes.clear();
         }
         self.finish_receive(e, &r, &bytes);
+        if let Some(key) = message.invalidates {
+            let of = |w: &MemoryWindow| w.key == key && w.state == State::Closing;
+            let i = self.ends[e].windows.iter().position(of);
+            self.closed(e, i.expect("a window of that key"));
+        }
     }
 
     /// Checks a datagram's GRH area and gives it.

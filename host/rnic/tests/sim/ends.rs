@@ -11,6 +11,7 @@ use hyv_roce::carrier::Gid;
 
 use crate::common::{Cap, Conn, Qp, RTR, RTS, attr};
 use crate::plan::Link;
+use crate::windows::MemoryWindow;
 use crate::world::{Pool, Receive, STRIDE, World, pool};
 
 /// Room for the completions of all queues of a user, so that no CQ overruns.
@@ -41,7 +42,13 @@ pub enum Kind {
         becomes: u64,
     },
     /// Adds 1 to a word that others add to, too.
-    Add { landing: u64, word: usize },
+    Add {
+        landing: u64,
+        word: usize,
+    },
+    /// BIND_MW and LOCAL_INV of a window of this end.
+    Bind(usize),
+    Unbind(usize),
     /// Nothing but its completion.
     Bare,
     /// It must fail.
@@ -59,6 +66,8 @@ pub struct Sent {
     pub opcode: WcOpcode,
     pub len: u32,
     pub kind: Kind,
+    /// The peer's window that it goes by.
+    pub window: Option<usize>,
     pub out_cell: Option<usize>,
     pub in_cell: Option<usize>,
 }
@@ -71,6 +80,7 @@ pub struct Message {
     pub data: Option<Rc<Vec<u8>>>,
     pub len: u32,
     pub imm: Option<u32>,
+    pub invalidates: Option<u32>,
     pub from_qpn: u32,
     pub from: Gid,
 }
@@ -115,6 +125,7 @@ pub struct End {
     /// What it may be after a failure.
     pub chain_ends: Vec<u64>,
     pub ahs: Vec<(Gid, u32)>,
+    pub windows: Vec<MemoryWindow>,
 }
 
 pub fn bit(status: WcStatus) -> u32 {
@@ -201,6 +212,7 @@ impl End {
             chain,
             chain_ends: Vec::new(),
             ahs: Vec::new(),
+            windows: Vec::new(),
         }
     }
 

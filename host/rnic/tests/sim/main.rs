@@ -13,6 +13,7 @@ mod plan;
 mod post;
 mod run;
 mod trouble;
+mod windows;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

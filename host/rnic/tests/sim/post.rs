@@ -98,6 +98,9 @@ impl Sim {
         if !end.is_open() || end.room() == 0 || end.out.dead {
             return false;
         }
+        if self.w.rng.below(10) == 0 && self.window(e) {
+            return true;
+        }
         let mut op = self.wr_op(e);
         if !peer_open || self.ends[self.ends[e].peer].inn.dead {
             op = WrOpcode::Send;
@@ -171,6 +174,7 @@ impl Sim {
             data: Some(data),
             len: len as u32,
             imm,
+            invalidates: None,
             from_qpn: self.ends[e].qp.qpn,
             from: self.gid(e),
         };
@@ -192,11 +196,17 @@ impl Sim {
         let end = &self.ends[e];
         let (peer, mtu, most) = (end.peer, u64::from(end.link.mtu), end.link.cell);
         let len = length(&mut self.w.rng, mtu, 0, most);
-        let Some(to) = self.ends[peer].inn.take() else {
+        let window = self.try_window(e);
+        let Some(to) = window.map(|w| w.1).or_else(|| self.ends[peer].inn.take()) else {
             return false;
         };
+        let give_up = |sim: &mut Self| {
+            if window.is_none() {
+                sim.ends[peer].inn.give(to);
+            }
+        };
         let Some((cell, mut wr, data)) = self.source(e, len, None) else {
-            self.ends[peer].inn.give(to);
+            give_up(self);
             return false;
         };
         wr.op = op as u8;
@@ -204,6 +214,9 @@ impl Sim {
         let target = &mut self.ends[peer];
         let at = target.inn.at(to) + self.w.rng.below(target.inn.cell - len + 1);
         wr = wr.to(&target.inn.mr, at - target.inn.mr.offset);
+        if let Some((_, _, key)) = window {
+            wr.rkey = key;
+        }
         let with_imm = op == WrOpcode::WriteImm;
         let imm = self.w.rng.next() as u32;
         if with_imm {
@@ -214,6 +227,7 @@ impl Sim {
             data: None,
             len: len as u32,
             imm: Some(imm),
+            invalidates: None,
             from_qpn: self.ends[e].qp.qpn,
             from: self.gid(e),
         };
@@ -223,14 +237,15 @@ impl Sim {
             landed: false,
         };
         // What an unreliable network doubles may be written again, much later: such a cell is used once.
-        let again = reliable(self.ends[e].link.ty);
+        let again = reliable(self.ends[e].link.ty) && window.is_none();
         let cells = (Some(cell), again.then_some(to));
         if !self.put(e, wr, WcOpcode::Write, kind, cells, len as u32) {
             if !again {
-                self.ends[peer].inn.give(to);
+                give_up(self);
             }
             return false;
         }
+        self.uses(e, window, false);
         let target = &mut self.ends[peer];
         target.inn.mem.lend(at, len);
         if with_imm {
@@ -239,16 +254,36 @@ impl Sim {
         true
     }
 
+    /// Now and then a window of the peer, if there is one: its place, cell and key.
+    fn try_window(&mut self, e: usize) -> Option<(usize, usize, u32)> {
+        let peer = self.ends[e].peer;
+        let free = self.free_window(peer)?;
+        (self.w.rng.below(2) == 0).then_some(free)
+    }
+
+    /// What was just posted goes by a window of the peer.
+    fn uses(&mut self, e: usize, window: Option<(usize, usize, u32)>, read: bool) {
+        let peer = self.ends[e].peer;
+        if let (Some((i, ..)), Some(s)) = (window, self.ends[e].sent.back_mut()) {
+            s.window = Some(i);
+            let window = &mut self.ends[peer].windows[i];
+            (window.busy, window.read) = (true, read);
+        }
+    }
+
     fn read(&mut self, e: usize) -> bool {
         let end = &self.ends[e];
         let (peer, mtu, most) = (end.peer, u64::from(end.link.mtu), end.link.cell);
         let room = end.room();
         let len = length(&mut self.w.rng, mtu, 0, most);
-        let Some(from) = self.ends[peer].inn.take() else {
+        let window = self.try_window(e);
+        let Some(from) = window.map(|w| w.1).or_else(|| self.ends[peer].inn.take()) else {
             return false;
         };
         let Some(cell) = self.ends[e].out.take() else {
-            self.ends[peer].inn.give(from);
+            if window.is_none() {
+                self.ends[peer].inn.give(from);
+            }
             return false;
         };
         let source = &mut self.ends[peer].inn;
@@ -256,6 +291,9 @@ impl Sim {
         let data = Rc::new(self.w.rng.bytes(len as usize));
         source.mem.put(at, &data);
         let mut wr = Wr::new(WrOpcode::Read, self.w.id()).to(&source.mr, at - source.mr.offset);
+        if let Some((_, _, key)) = window {
+            wr.rkey = key;
+        }
         let out = &mut self.ends[e].out;
         let most = if room > 1 { 4 } else { 1 };
         let pieces = pieces(&mut self.w.rng, out.at(cell), out.cell, len, most);
@@ -268,13 +306,17 @@ impl Sim {
         };
         // Now and then the answer goes on at once, fenced.
         let relay = self.w.rng.below(4) == 0 && room > 3 && (len > 32 || self.is_wire(e));
-        let first = (if relay { None } else { Some(cell) }, Some(from));
+        let first = (
+            if relay { None } else { Some(cell) },
+            window.is_none().then_some(from),
+        );
         if !self.put(e, wr.clone(), WcOpcode::Read, kind, first, len as u32) {
             if relay {
                 self.ends[e].out.give(cell);
             }
             return false;
         }
+        self.uses(e, window, true);
         for &(at, n) in &pieces {
             self.ends[e].out.mem.lend(at, n.into());
         }
@@ -297,6 +339,7 @@ impl Sim {
             data: Some(data),
             len,
             imm: None,
+            invalidates: None,
             from_qpn: self.ends[e].qp.qpn,
             from: self.gid(e),
         };
@@ -404,7 +447,10 @@ impl Sim {
             wr = wr.with(flags::SOLICITED);
         }
         // The next one must find room once this one's completion has been seen.
-        let bare = matches!(kind, Kind::Bare | Kind::Forbidden);
+        let bare = matches!(
+            kind,
+            Kind::Bare | Kind::Forbidden | Kind::Bind(_) | Kind::Unbind(_)
+        );
         if room - n >= 4 && !bare && rng.below(2) == 0 {
             wr = wr.unsignaled();
         }
@@ -426,6 +472,7 @@ impl Sim {
             opcode,
             len,
             kind,
+            window: None,
             out_cell: cells.0,
             in_cell: cells.1,
         });

@@ -1,12 +1,13 @@
 //! What goes wrong beside single packets: links, queue pairs, regions, users and hosts that fail or go.
 
 use hyv_abi::queue::{WcOpcode, WcStatus, WrOpcode};
-use hyv_abi::types::{QpState, QpType};
+use hyv_abi::types::{Errno, QpState, QpType};
 
 use crate::common::Wr;
 use crate::ends::{Kind, Life, bit};
 use crate::plan::Link;
 use crate::run::Sim;
+use crate::windows::{MemoryWindow, State};
 use crate::world::engine;
 
 impl Sim {
@@ -75,19 +76,33 @@ impl Sim {
             1 => &mut end.inn,
             _ => &mut end.rcv,
         };
-        if std::mem::replace(&mut pool.dead, true) {
+        if pool.dead {
             return;
         }
         let mr = pool.mr.handle;
         let (host, id) = (self.w.people[person].host, self.w.people[person].user.id);
-        self.w.hosts[host]
-            .engine
-            .dereg_mr(id, mr)
-            .expect("dereg_mr");
+        let bound = end.windows.iter().any(|w| w.state != State::Gone);
+        let engine = &mut self.w.hosts[host].engine;
+        match engine.dereg_mr(id, mr) {
+            Ok(()) => {}
+            // Not while a window is bound to it.
+            Err(e) if which == 1 && bound && e.errno == Errno::Busy => return,
+            Err(e) => panic!("dereg_mr: {e}"),
+        }
+        let end = &mut self.ends[e];
+        let pool = match which {
+            0 => &mut end.out,
+            1 => &mut end.inn,
+            _ => &mut end.rcv,
+        };
+        pool.dead = true;
         pool.mem.freeze();
         match which {
             0 => self.ends[e].may |= bit(WcStatus::LocProtErr),
-            1 => self.ends[peer].may |= bit(WcStatus::RemAccessErr),
+            1 => {
+                self.ends[peer].may |= bit(WcStatus::RemAccessErr);
+                self.ends[e].may |= bit(WcStatus::MwBindErr);
+            }
             _ => {
                 self.receive_may |= bit(WcStatus::LocProtErr);
                 self.ends[peer].may |= bit(WcStatus::RemOpErr);
@@ -191,7 +206,11 @@ impl Sim {
             }
             // A key that was, or will be.
             2 => {
-                wr.rkey ^= 1 + self.w.rng.below(255) as u32;
+                let gone = |w: &&MemoryWindow| w.state == State::Gone;
+                match self.ends[peer].windows.iter().find(gone) {
+                    Some(window) => wr.rkey = window.key,
+                    None => wr.rkey ^= 1 + self.w.rng.below(255) as u32,
+                }
                 WcStatus::RemAccessErr
             }
             3 if atomic => {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hyv_abi::types::QpType;
+use hyv_abi::types::{Access, QpType};
 use hyv_rnic::{Engine, EngineConfig};
 use hyv_roce::carrier::Gid;
 
 use crate::common::net::v4;
-use crate::common::{Clock, Cq, Mr, Ring, Rng, Srq, User};
+use crate::common::{Clock, Cq, FULL, Mr, Ring, Rng, Srq, User};
 use crate::memory::{GUARD, Memory};
 use crate::net::{Port, SharedNet};
 use crate::plan::Plan;
@@ -298,7 +298,7 @@ pub fn pool(
     name: String,
 ) -> Pool {
     user.alloc(GUARD);
-    let mr = user.mr(e, pd, cells.0 * cells.1 as u64, crate::common::FULL);
+    let mr = user.mr(e, pd, cells.0 * cells.1 as u64, FULL | Access::MW_BIND);
     user.alloc(GUARD);
     Pool {
         mem: Memory::new(&user.ram, mr.offset, mr.len, rng, name),
