@@ -78,7 +78,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 seal(mem, &header);
                 self.log.segment_at(tombstone).tombstones += bytes as u32;
                 self.log.bytes.tombstones += bytes as u64;
-                self.bury(hash, slot.entry);
+                let place = self.tables.place_of_object(table);
+                self.bury(place, hash, slot.entry);
             }
             Err(_) => {
                 self.bury_in_place(slot.entry)?;
@@ -103,7 +104,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let Ok(mut header) = EntryHeader::parse(&self.region.as_ref()[entry..]) else {
             return Err(StoreError::Busy);
         };
-        let whole = self.unaccount(entry);
+        let place = self.tables.place_of_object(header.table);
+        let whole = self.unaccount(place, entry);
         self.safe_version = self.safe_version.max(header.version.saturating_add(1));
         let mem = self.region.as_mut();
         clear_live(mem, entry);
