@@ -28,8 +28,9 @@
 //!
 //! # Receive queue: slots of a stride of 32, 64, 128 or 256 bytes
 //!
-//! Word 0 is `wr_id`, then two words per SGE, and in the last word the sequence number and the number of
-//! SGEs (high half): `(stride - 16) / 16` SGEs at most.
+//! Word 0 is `wr_id`, then two words per SGE, and in the last word the sequence number, the number of SGEs (bits 32 to 39):
+//! `(stride - 16) / 16` at most, and the *tag* (bits 48 to 63). Receives of a shared queue complete in any order and through
+//! several completion queues, so their completions name them by the tag, which means nothing to the device.
 //!
 //! # Completion queue: 64 bytes
 //!
@@ -39,7 +40,7 @@
 //! | 1 | status, opcode, flags, syndrome (8 bits each), then QPN |
 //! | 2 | byte count, then immediate or invalidated rkey |
 //! | 3 to 6 | up to 32 bytes of payload ([`cqe_flags::DATA`]); for UD word 3 is the source QPN and no payload |
-//! | 7 | sequence number, then position of the work request in its queue (for receives of an SRQ: in that) modulo 2^16, QP's doorbell index |
+//! | 7 | sequence number, then position of the work request in its queue modulo 2^16 (for receives of an SRQ: its tag), QP's doorbell index |
 //!
 //! A CQ has a control line: word 0 consumer index (how many entries were ever polled, modulo 2^32, published now and
 //! then), word 1 the arm word ([`arm`]).
@@ -404,7 +405,7 @@ pub struct Cqe {
     pub imm: u32,
     /// Payload ([`cqe_flags::DATA`]).
     pub data: [u64; 4],
-    /// Position of the work request in its queue, modulo 2^16: SQ slots, or RQ entries.
+    /// Position of the work request in its queue, modulo 2^16: SQ slots, or RQ entries. For receives of an SRQ: the tag.
     pub wqe: u16,
     /// Doorbell index of the local QP: the low 16 bits of its handle.
     pub qp: u16,

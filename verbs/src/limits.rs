@@ -23,13 +23,6 @@ pub const MAX_CQE: u32 = 26_000;
 pub const MAX_RING: u32 = 1 << hyv_abi::queue::MAX_RING_LOG2;
 /// Smallest send ring, slots: one work request of the largest kind fits.
 pub const MIN_SEND_RING: u32 = hyv_abi::queue::MAX_SLOTS as u32;
-/// Receives of a shared queue that are remembered while messages fill them, for each entry of its ring: a message may last
-/// while the ring goes around this often.
-pub const SRQ_SHADOWS_PER_ENTRY: u32 = 4;
-/// The same at least, a power of two: small rings go around soon. 16 bytes each.
-pub const SRQ_SHADOWS_MIN: u32 = 1 << 10;
-/// The same at most: completions name an entry modulo this.
-pub const SRQ_SHADOWS_MAX: u32 = 1 << 16;
 /// Memory of a dropped region is reused by sizes of powers of two from here on, bytes.
 pub const MIN_MR_ALLOC: usize = 64;
 /// Alignment of allocated memory regions from this size on, bytes: a large page, so that engine and user walk few tables.

@@ -278,9 +278,9 @@ impl<W: Words> RecvRing<W> {
     }
 
     /// Writes a receive into an entry that the caller knows to be free; returns its position. `sges` beyond
-    /// [`max_sge`](Self::max_sge) are ignored.
+    /// [`max_sge`](Self::max_sge) are ignored. The completion of a receive of a shared queue names it by `tag`.
     #[inline]
-    pub fn push(&mut self, wr_id: u64, sges: &[Sge]) -> u32 {
+    pub fn push(&mut self, wr_id: u64, sges: &[Sge], tag: u16) -> u32 {
         let position = self.next;
         let at = (position & self.mask) as usize * self.stride;
         let entry = &self.mem.words()[at..at + self.stride];
@@ -291,7 +291,7 @@ impl<W: Words> RecvRing<W> {
             pair[0].store(addr, Ordering::Relaxed);
             pair[1].store(key_len, Ordering::Relaxed);
         }
-        let last = u64::from(seq(position)) | (sges.len() as u64) << 32;
+        let last = u64::from(seq(position)) | (sges.len() as u64) << 32 | u64::from(tag) << 48;
         entry[self.stride - 1].store(last, Ordering::Release);
         self.next = position.wrapping_add(1);
         position

@@ -1,14 +1,16 @@
 //! Shared receive queues.
 //!
 //! One ring that several queue pairs take receives from. The device takes entries in ring order and copies each when a
-//! message begins, so an entry of the *ring* is free once a later one, or itself, has completed. Completions come in any
-//! order and through several completion queues; until an entry has completed its *shadow* (where small payload goes) must
-//! stay. So there are more shadows than ring entries, and a message that takes long holds up nobody.
+//! message begins; completions come in any order and through several completion queues, one of which may not be polled for
+//! long. So a receive's *shadow* (where small payload goes) has no place in the ring: each receive takes a free one, its
+//! completion names that one (the entry's tag) and frees it. There are as many shadows as ring entries. While one is free,
+//! so is the next entry: of the receives ever posted, all but fewer than a ring have completed, and the device took those,
+//! or as many others, from the front.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyv_abi::control::{CreateSrq, DestroySrq, ModifySrq, QuerySrq, SrqAttr};
 use hyv_abi::queue::{CQE_DATA, Cqe, MAX_RECV_SGE, SLOT_LEN, WcStatus, cqe_flags};
@@ -17,7 +19,6 @@ use crate::context::ContextInner;
 use crate::dma::{self, DmaBuf};
 use crate::error::{Error, PostError, PostListError};
 use crate::event::forget;
-use crate::limits::{SRQ_SHADOWS_MAX, SRQ_SHADOWS_MIN, SRQ_SHADOWS_PER_ENTRY};
 use crate::mr::{PdInner, ProtectionDomain};
 use crate::qp::{at_most, first_of, ring_slots};
 use crate::ring::{RecvRing, Words, recv_stride};
@@ -45,80 +46,60 @@ impl Default for SrqCaps {
 /// Bit of [`Shadow::meta`]: posted, and no completion of it was polled yet.
 const BUSY: u64 = 1 << 63;
 
-/// Where small payload of one entry goes. The posting thread fills it, the polling one empties it.
+/// Where small payload of one receive goes. The posting thread fills it, the polling one empties it.
 #[derive(Debug, Default)]
 struct Shadow {
     addr: AtomicU64,
-    /// [`BUSY`], the first SGE's length (as far as a completion's payload reaches) from bit 32 on, the position.
+    /// [`BUSY`], and the first SGE's length as far as a completion's payload reaches.
     meta: AtomicU64,
 }
 
 /// What the completion queues need of a shared receive queue. Without locks: several threads may poll.
 #[derive(Debug)]
 pub(crate) struct SrqShared {
+    /// By tag.
     shadows: Box<[Shadow]>,
-    /// One past the latest entry known to have completed: the device took all before it.
-    taken: AtomicU32,
-    /// Entries before this that never completed may have gone with a queue pair.
-    abandoned: AtomicU32,
+    /// A bit for each shadow that a completion has freed and the posting thread has not yet taken for its own.
+    free: Box<[AtomicU64]>,
 }
 
 impl SrqShared {
     fn new(slots: u32) -> Self {
-        let n = (slots * SRQ_SHADOWS_PER_ENTRY).clamp(SRQ_SHADOWS_MIN, SRQ_SHADOWS_MAX);
+        let free = |word: u32| AtomicU64::new(ones((slots - 64 * word).min(64)));
         Self {
-            shadows: (0..n).map(|_| Shadow::default()).collect(),
-            taken: AtomicU32::new(0),
-            abandoned: AtomicU32::new(0),
+            shadows: (0..slots).map(|_| Shadow::default()).collect(),
+            free: (0..slots.div_ceil(64)).map(free).collect(),
         }
     }
 
-    #[inline]
-    fn shadow(&self, position: u32) -> &Shadow {
-        &self.shadows[position as usize & (self.shadows.len() - 1)]
-    }
-
-    /// Whether the shadow of a position may be filled.
-    #[inline]
-    fn is_free(&self, position: u32) -> bool {
-        let meta = self.shadow(position).meta.load(Ordering::Acquire);
-        if meta & BUSY == 0 {
-            return true;
-        }
-        let before = (meta as u32).wrapping_sub(self.abandoned.load(Ordering::Relaxed));
-        (before as i32) < 0
-    }
-
-    /// Books a completion: delivers its payload and frees the entry. False if the payload could not be delivered, because
-    /// the entry was given up meanwhile.
+    /// Books a completion: delivers its payload and frees its shadow. False if the payload could not be delivered: no such
+    /// receive is posted.
     #[inline]
     pub(crate) fn complete(&self, cqe: &Cqe) -> bool {
-        let shadow = self.shadow(u32::from(cqe.wqe));
+        let has_data = cqe.flags & cqe_flags::DATA != 0 && cqe.status == WcStatus::Success as u8;
+        let tag = usize::from(cqe.wqe);
+        let (Some(shadow), Some(free)) = (self.shadows.get(tag), self.free.get(tag / 64)) else {
+            return !has_data;
+        };
         // Filled before the entry was posted, and the completion orders the two.
         let meta = shadow.meta.load(Ordering::Relaxed);
-        let has_data = cqe.flags & cqe_flags::DATA != 0 && cqe.status == WcStatus::Success as u8;
-        if meta & BUSY == 0 || meta as u16 != cqe.wqe {
+        if meta & BUSY == 0 {
             return !has_data;
         }
         if has_data {
-            let len = (cqe.byte_len as usize).min((meta >> 32) as usize & 0xff);
+            let len = (cqe.byte_len as usize).min(meta as usize & 0xff);
             let bytes = data_bytes(cqe);
             dma::deliver(shadow.addr.load(Ordering::Relaxed), &bytes[..len]);
         }
-        shadow.meta.store(0, Ordering::Release);
-        let end = (meta as u32).wrapping_add(1);
-        let mut taken = self.taken.load(Ordering::Relaxed);
-        while (end.wrapping_sub(taken) as i32) > 0 {
-            match self
-                .taken
-                .compare_exchange_weak(taken, end, Ordering::Release, Ordering::Relaxed)
-            {
-                Ok(_) => break,
-                Err(now) => taken = now,
-            }
-        }
+        shadow.meta.store(0, Ordering::Relaxed);
+        free.fetch_or(1 << (tag % 64), Ordering::Release);
         true
     }
+}
+
+/// So many low bits.
+const fn ones(bits: u32) -> u64 {
+    u64::MAX >> (64 - bits)
 }
 
 /// What queue pairs keep alive of their SRQ.
@@ -133,12 +114,6 @@ pub(crate) struct SrqInner {
 }
 
 impl SrqInner {
-    /// A queue pair is gone or starts anew: an entry that it took and did not complete never will be.
-    pub(crate) fn abandon(&self) {
-        let posted = self.control.words()[0].load(Ordering::Relaxed) as u32;
-        self.shared.abandoned.store(posted, Ordering::Relaxed);
-    }
-
     fn destroy(&mut self) -> Result<(), Error> {
         if core::mem::replace(&mut self.destroyed, true) {
             return Ok(());
@@ -175,8 +150,8 @@ impl Drop for SrqInner {
 pub struct SharedReceiveQueue {
     pub(crate) inner: Arc<SrqInner>,
     ring: RecvRing<Arc<DmaBuf>>,
-    /// As [`SrqShared::taken`], looked up anew when the ring seems full.
-    taken: u32,
+    /// Free shadows that this thread has taken for its own: bits of one word of [`SrqShared::free`], and which word.
+    own: (u64, usize),
     max_sge: usize,
 }
 
@@ -225,7 +200,7 @@ impl ProtectionDomain {
         Ok(SharedReceiveQueue {
             inner: Arc::new(inner),
             ring,
-            taken: 0,
+            own: (0, 0),
             max_sge,
         })
     }
@@ -271,15 +246,37 @@ impl SharedReceiveQueue {
         Ok(())
     }
 
-    /// Receives that can be posted now. (While a message goes on holding an entry many laps of the ring old, it may be fewer.)
+    /// Receives that can be posted now.
     #[must_use]
-    pub fn room(&mut self) -> u32 {
-        self.taken = self.inner.shared.taken.load(Ordering::Acquire);
-        if self.inner.shared.is_free(self.ring.next()) {
-            self.ring.room(self.taken)
-        } else {
-            0
+    pub fn room(&self) -> u32 {
+        let free = self.inner.shared.free.iter();
+        let shared: u32 = free.map(|w| w.load(Ordering::Relaxed).count_ones()).sum();
+        self.own.0.count_ones() + shared
+    }
+
+    /// A free shadow.
+    #[inline]
+    fn tag(&mut self) -> Option<u16> {
+        if self.own.0 == 0 && !self.refill() {
+            return None;
         }
+        let (bits, word) = &mut self.own;
+        let tag = *word * 64 + bits.trailing_zeros() as usize;
+        *bits &= *bits - 1;
+        Some(tag as u16)
+    }
+
+    /// Takes a word's worth of free shadows, if there are any.
+    fn refill(&mut self) -> bool {
+        let words = &self.inner.shared.free;
+        for i in 1..=words.len() {
+            let at = (self.own.1 + i) % words.len();
+            if words[at].load(Ordering::Relaxed) != 0 {
+                self.own = (words[at].swap(0, Ordering::Acquire), at);
+                return true;
+            }
+        }
+        false
     }
 
     #[inline]
@@ -287,25 +284,13 @@ impl SharedReceiveQueue {
         if wr.sges.len() > self.max_sge {
             return Err(PostError::TooManySges);
         }
-        let position = self.ring.next();
-        let shared = &self.inner.shared;
-        if self.ring.room(self.taken) == 0 {
-            self.taken = shared.taken.load(Ordering::Acquire);
-            if self.ring.room(self.taken) == 0 {
-                return Err(PostError::QueueFull);
-            }
-        }
-        if !shared.is_free(position) {
-            return Err(PostError::QueueFull);
-        }
+        let tag = self.tag().ok_or(PostError::QueueFull)?;
+        let shadow = &self.inner.shared.shadows[usize::from(tag)];
         let first = first_of(wr.sges);
-        let shadow = shared.shadow(position);
         let len = u64::from(first.len).min(CQE_DATA as u64);
         shadow.addr.store(first.addr, Ordering::Relaxed);
-        shadow
-            .meta
-            .store(BUSY | len << 32 | u64::from(position), Ordering::Relaxed);
-        self.ring.push(wr.wr_id, wr.sges);
+        shadow.meta.store(BUSY | len, Ordering::Relaxed);
+        self.ring.push(wr.wr_id, wr.sges, tag);
         Ok(())
     }
 

@@ -85,7 +85,7 @@ fn a_posted_receive_is_whole() {
         let device = mem.clone();
         let engine = thread::spawn(move || {
             let w = device.words();
-            assert_eq!(await_seq(&w[3], seq(0)) >> 32, 1);
+            assert_eq!(await_seq(&w[3], seq(0)) >> 32, 1 | 9 << 16);
             assert_eq!(w[0].load(Ordering::Relaxed), 5);
             assert_eq!(w[1].load(Ordering::Relaxed), 0x1000);
         });
@@ -97,6 +97,7 @@ fn a_posted_receive_is_whole() {
                 len: 8,
                 lkey: 1,
             }],
+            9,
         );
         engine.join().unwrap();
     });

@@ -175,13 +175,20 @@ fn receives_of_every_stride() {
         for round in 0..10usize {
             let n = round % (max + 1);
             let sges: Vec<Sge> = (0..n as u32).map(sge).collect();
-            assert_eq!(ring.push(round as u64 + 500, &sges), round as u32);
+            assert_eq!(
+                ring.push(round as u64 + 500, &sges, 0xfff0 + round as u16),
+                round as u32
+            );
             let w = values(&mem[words * (round % 4)..][..words]);
             assert_eq!(w[0], round as u64 + 500);
             for (i, s) in sges.iter().enumerate() {
                 assert_eq!([w[1 + 2 * i], w[2 + 2 * i]], s.to_words());
             }
-            assert_eq!(w[words - 1], (round as u64 + 1) | (n as u64) << 32);
+            let tag = 0xfff0 + round as u64;
+            assert_eq!(
+                w[words - 1],
+                (round as u64 + 1) | (n as u64) << 32 | tag << 48
+            );
         }
         assert!(
             RecvRing::new(&mem[..], 8, stride).is_none(),

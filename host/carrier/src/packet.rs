@@ -547,6 +547,11 @@ impl Carrier for PacketCarrier {
         total
     }
 
+    fn takes_company(&self) -> bool {
+        // A superframe of two packets takes the kernel half as long again as one packet.
+        false
+    }
+
     fn cheap_poll(&self) -> bool {
         true
     }

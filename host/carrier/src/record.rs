@@ -114,6 +114,10 @@ impl<C: Carrier> Carrier for Recorded<C> {
     fn cheap_poll(&self) -> bool {
         self.inner.cheap_poll()
     }
+
+    fn takes_company(&self) -> bool {
+        self.inner.takes_company()
+    }
 }
 
 /// Seconds and nanoseconds since 1970.

@@ -344,4 +344,8 @@ impl Carrier for UdpCarrier {
     fn cheap_poll(&self) -> bool {
         false
     }
+
+    fn takes_company(&self) -> bool {
+        true
+    }
 }

@@ -106,7 +106,7 @@ impl Instance {
             (carrier, routes) = (Some(opened.carrier), Some(opened.routes));
         }
         let cell = EngineCell::new(Engine::new(EngineConfig {
-            clock: Box::new(clock::monotonic_ns),
+            clock: clock::quick_ns(),
             gid: LOCAL_GID,
             node_guid: NODE_GUID,
             carrier,

@@ -129,6 +129,10 @@ impl Carrier for Marked {
     fn cheap_poll(&self) -> bool {
         self.inner.cheap_poll()
     }
+
+    fn takes_company(&self) -> bool {
+        self.inner.takes_company()
+    }
 }
 
 /// Why there is no way to other hosts.

@@ -94,6 +94,8 @@ pub struct Engine {
     next_user: usize,
     /// Turns until packets are looked for.
     wire_turns: u32,
+    /// The time of this turn, ns; 0 until it is asked for. None between turns.
+    now: Option<u64>,
     pub(crate) wire: Option<Box<Wire>>,
 }
 
@@ -119,6 +121,7 @@ impl Engine {
         }
         Self {
             wire_turns: 1,
+            now: None,
             wire,
             config,
             users: Vec::new(),
@@ -158,6 +161,22 @@ impl Engine {
             rnr_waits: sum.rnr_waits,
             ..self.counters
         }
+    }
+
+    /// What it keeps for users: themselves, their objects, and their queues' places in its lists. 0 once all are gone.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let some = |n: &mut dyn Iterator<Item = bool>| n.filter(|&b| b).count();
+        some(&mut self.users.iter().map(Option::is_some))
+            + some(&mut self.qps.iter().map(Option::is_some))
+            + some(&mut self.cqs.iter().map(Option::is_some))
+            + some(&mut self.srqs.iter().map(Option::is_some))
+            + self.hot.len()
+            + self.backlog.len()
+            + self.waiting.len()
+            + self.errored.len()
+            + self.touched.len()
+            + self.doomed.len()
     }
 
     #[inline]
@@ -203,6 +222,7 @@ impl Engine {
     #[inline]
     pub fn poll(&mut self) -> usize {
         self.turn = self.turn.wrapping_add(1);
+        self.now = Some(0);
         let mut moved = 0;
         let mut i = 0;
         while i < self.hot.len() {
@@ -235,7 +255,21 @@ impl Engine {
         if !self.touched.is_empty() && (moved == 0 || self.turn.is_multiple_of(SUMMARY_TURNS)) {
             self.finish_turn();
         }
+        self.now = None;
         moved
+    }
+
+    /// The time, ns. The clock is asked once a turn: with what the kernel leaves of the caches that takes as long as a packet.
+    pub(crate) fn now(&mut self) -> u64 {
+        match self.now {
+            Some(0) => {
+                let now = (self.config.clock)();
+                self.now = Some(now);
+                now
+            }
+            Some(now) => now,
+            None => (self.config.clock)(),
+        }
     }
 
     fn poll_summaries(&mut self) -> usize {
@@ -518,22 +552,13 @@ impl Engine {
             WaitFor::Peer => ack_timeout_ns(qp.attr.timeout),
         };
         let deadline_ns = period.map(|p| now + p);
-        match &mut qp.wait {
+        let tries = match &mut qp.wait {
             Some(w) if w.what == what => {
                 if w.deadline_ns.is_some_and(|d| now >= d) {
                     w.tries += 1;
                     w.deadline_ns = deadline_ns;
-                    let (limit, status) = match what {
-                        WaitFor::Receive => (qp.attr.rnr_retry, WcStatus::RnrRetryExcErr),
-                        WaitFor::Peer => (qp.attr.retry_cnt, WcStatus::RetryExcErr),
-                    };
-                    let forever = what == WaitFor::Receive && limit == RNR_RETRY_INFINITE;
-                    if w.tries > limit && !forever {
-                        qp.current = None;
-                        self.complete_error(slot, wr, status);
-                        return false;
-                    }
                 }
+                w.tries
             }
             _ => {
                 qp.wait = Some(Wait {
@@ -544,7 +569,19 @@ impl Engine {
                 if what == WaitFor::Receive {
                     qp.counters.rnr_waits += 1;
                 }
+                0
             }
+        };
+        // A peer that is not ready says so at once; one that does not answer shows it by the end of the time-out.
+        let (limit, refused, status) = match what {
+            WaitFor::Receive => (qp.attr.rnr_retry, tries + 1, WcStatus::RnrRetryExcErr),
+            WaitFor::Peer => (qp.attr.retry_cnt, tries, WcStatus::RetryExcErr),
+        };
+        let forever = what == WaitFor::Receive && limit == RNR_RETRY_INFINITE;
+        if refused > limit && !forever {
+            qp.current = None;
+            self.complete_error(slot, wr, status);
+            return false;
         }
         if !self.waiting.contains(&slot) {
             self.waiting.push(slot);

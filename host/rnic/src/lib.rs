@@ -14,11 +14,13 @@
 //! | `exec` | executing one work request between two QPs of this host |
 //! | `wire` | QPs whose peer is on another host: between the rings, the transport's state machines and a carrier |
 //! | [`cell`] | who drives the engine, and how control gets in |
+//! | [`checks`] | properties that hold whatever users and peers do, for fuzzing |
 //! | [`thread`] | the engine's own thread: spin, then sleep |
 //!
 //! The data path is `engine` → `exec` → `mem`. Nothing there allocates, locks or logs.
 
 pub mod cell;
+pub mod checks;
 mod engine;
 mod exec;
 pub mod limits;

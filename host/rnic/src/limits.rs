@@ -53,6 +53,9 @@ pub const WIRE_QUIET_TURNS: u32 = 4_096;
 pub const MAX_MADS: usize = 4_096;
 /// Bytes of one burst: what fits an IP packet, which a burst is for the kernel until it is cut up.
 pub const MAX_BURST: usize = 65_000;
+/// Entries beyond two for each QP that the heap of timers may have before those that count no more are swept out: so sweeping
+/// costs little for each entry, however few QPs there are.
+pub const STALE_TIMERS: usize = 64;
 /// Copies of work requests kept for reuse.
 pub const WR_POOL: usize = 1_024;
 /// How long the acknowledgement of a message that was delivered to a user waits for the user's reply, to travel with it, ns: what

@@ -9,12 +9,14 @@
 )]
 
 use std::any::Any;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyv_abi::queue::SLOT_WORDS;
 use hyv_abi::window::Window;
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// A user's window and RAM, mapped.
 pub struct UserMemory {
@@ -60,6 +62,18 @@ impl UserMemory {
         }
     }
 
+    /// Memory of its own: a zeroed window and `ram_len` bytes of zeroed RAM (a multiple of 4096), which no other process sees.
+    ///
+    /// # Errors
+    /// What the kernel says when there is no room.
+    pub fn zeroed(ram_len: u64) -> io::Result<Self> {
+        let window = Anonymous::new(size_of::<Window>())?;
+        let ram = Anonymous::new(ram_len as usize)?;
+        let (at, bytes) = (window.ptr.cast(), ram.ptr);
+        // SAFETY: both are mapped, page-aligned, readable and writable, nobody else's, and go along.
+        Ok(unsafe { Self::new(at, bytes, ram_len, Box::new((window, ram))) })
+    }
+
     /// The window.
     #[inline]
     #[must_use]
@@ -103,6 +117,36 @@ impl UserMemory {
             ptr: self.range(offset, len)?,
             len,
         })
+    }
+}
+
+/// Zeroed pages of this process alone, which appear when they are touched.
+struct Anonymous {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address range that nothing else knows of.
+unsafe impl Send for Anonymous {}
+// SAFETY: as above; it gives no access.
+unsafe impl Sync for Anonymous {}
+
+impl Anonymous {
+    fn new(len: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: asks for new pages, wherever the kernel likes.
+        let at = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE)
+        }?;
+        let ptr = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { ptr, len })
+    }
+}
+
+impl Drop for Anonymous {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`, and whoever refers to it keeps it alive. Failing leaves it mapped.
+        let _ = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), self.len) };
     }
 }
 

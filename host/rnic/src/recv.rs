@@ -15,8 +15,8 @@ use crate::mem::Words;
 pub(crate) struct RecvWr {
     /// The user's name for it.
     pub wr_id: u64,
-    /// Position in its ring, for the completion.
-    pub index: u32,
+    /// For the completion: position in its ring modulo 2^16, or in a shared one the user's tag.
+    pub name: u16,
     /// The protection domain that its keys are of: the QP's, or the SRQ's (IBA 1.4, 10.2.3).
     pub pd: u32,
     /// How many of `sges` count.
@@ -28,7 +28,7 @@ impl Default for RecvWr {
     fn default() -> Self {
         Self {
             wr_id: 0,
-            index: 0,
+            name: 0,
             pd: 0,
             num_sge: 0,
             sges: [Sge::default(); MAX_RECV_SGE],
@@ -53,11 +53,12 @@ pub(crate) struct RecvRing {
     /// Words of a slot.
     stride: usize,
     pd: u32,
+    shared: bool,
 }
 
 impl RecvRing {
-    /// A ring of `1 << log2` slots of `stride` words.
-    pub fn new(words: Words, log2: u32, stride: usize, pd: u32) -> Self {
+    /// A ring of `1 << log2` slots of `stride` words; its receives are named by their tags if it is a shared one.
+    pub fn new(words: Words, log2: u32, stride: usize, pd: u32, shared: bool) -> Self {
         debug_assert_eq!(words.count(), stride << log2);
         Self {
             words,
@@ -65,6 +66,7 @@ impl RecvRing {
             head: 0,
             stride,
             pd,
+            shared,
         }
     }
 
@@ -100,9 +102,13 @@ impl RecvRing {
         }
         let word = |i: usize| self.words.at(base + i).load(Ordering::Relaxed);
         into.wr_id = word(0);
-        into.index = self.head;
+        into.name = if self.shared {
+            (last >> 48) as u16
+        } else {
+            self.head as u16
+        };
         into.pd = self.pd;
-        into.num_sge = ((last >> 32) as usize).min(self.max_sge());
+        into.num_sge = usize::from((last >> 32) as u8).min(self.max_sge());
         for (i, sge) in into.sges.iter_mut().take(into.num_sge).enumerate() {
             *sge = Sge::from_words([word(1 + 2 * i), word(2 + 2 * i)]);
         }

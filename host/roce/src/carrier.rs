@@ -81,6 +81,10 @@ pub trait Carrier: Send {
 
     /// Whether looking for packets is as cheap as a load (a mapped ring), or a system call that a driver should ration.
     fn cheap_poll(&self) -> bool;
+
+    /// Whether a small packet at the end of a burst costs as good as nothing. Where it does not, an acknowledgement goes alone, once
+    /// what the peer waits for is on its way.
+    fn takes_company(&self) -> bool;
 }
 
 impl<C: Carrier + ?Sized> Carrier for alloc::boxed::Box<C> {
@@ -114,5 +118,9 @@ impl<C: Carrier + ?Sized> Carrier for alloc::boxed::Box<C> {
 
     fn cheap_poll(&self) -> bool {
         (**self).cheap_poll()
+    }
+
+    fn takes_company(&self) -> bool {
+        (**self).takes_company()
     }
 }

@@ -5,6 +5,11 @@
 pub const MAX_WINDOW: u32 = 128;
 /// Window after a time-out: enough that a lost head is followed by packets that show the loss.
 pub const MIN_WINDOW: u32 = 4;
+/// Round trips after which the rate of a path begins to be forgotten: enough that one between two losses is among them.
+pub const RATE_SAMPLES: u32 = 16;
+/// Round trips after which the shortest begins to be forgotten. It shows only while queues are empty, so it is kept for long: paths change
+/// seldom.
+pub const RTT_SAMPLES: u32 = 1_024;
 /// Response packets that one READ request asks for. Longer READs are cut into several requests at multiples of this, so that
 /// the requester paces what it gets and a lost response costs little. Boundaries never move: responders refuse a duplicate
 /// READ that is not inside the original.
@@ -14,11 +19,15 @@ pub const MAX_MESSAGES: usize = 128;
 /// PSNs given out and not acknowledged: half of the half space that tells new from old, so that one message of 2^30 bytes at
 /// an MTU of 256 still fits.
 pub const MAX_PSN_SPAN: u32 = 1 << 22;
-/// Packets between two requests for an acknowledgement inside a long message: a quarter of the window.
-pub const ACK_REQUEST_INTERVAL: u32 = 32;
+/// Acknowledgements asked for inside a long message, per window: with fewer, a window that just fills the path would wait for its last
+/// packet's before the next one goes.
+pub const ACK_REQUESTS: u32 = 4;
 /// Packets that a responder takes before it acknowledges unasked.
 pub const ACK_INTERVAL: u32 = 32;
-/// The shortest wait before a silent peer is asked again, ns: several round trips between two hosts' engines.
+/// The shortest wait before a silent peer is asked with one packet, ns: a few round trips between two hosts' engines. Asking in vain costs
+/// that packet and an acknowledgement.
+pub const MIN_ASK_NS: u64 = 20_000;
+/// The shortest wait before everything goes to a silent peer again, ns: several round trips between two hosts' engines.
 pub const MIN_PROBE_NS: u64 = 100_000;
 /// That wait before any round trip was measured, ns.
 pub const FIRST_PROBE_NS: u64 = 5_000_000;

@@ -105,7 +105,7 @@ pub(crate) struct QpControl {
     pub(super) _pd: Arc<PdInner>,
     pub(super) _send_cq: Arc<CqInner>,
     pub(super) _recv_cq: Arc<CqInner>,
-    pub(super) srq: Option<Arc<SrqInner>>,
+    pub(super) _srq: Option<Arc<SrqInner>>,
 }
 
 impl QpControl {
@@ -121,11 +121,6 @@ impl QpControl {
         if mask.contains(QpAttrMask::STATE) {
             let state = QpState::from_u32(attr.state).unwrap_or(QpState::Err);
             self.shared.set_state(state);
-            if matches!(state, QpState::Reset | QpState::Err)
-                && let Some(srq) = &self.srq
-            {
-                srq.abandon();
-            }
         }
         Ok(())
     }
@@ -234,9 +229,6 @@ impl QpControl {
         self.context
             .control
             .call_then(&DestroyQp { qp: self.handle }, || kinds(events))?;
-        if let Some(srq) = &self.srq {
-            srq.abandon();
-        }
         self.context.parked.retry(&self.context);
         Ok(())
     }

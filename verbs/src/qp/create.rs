@@ -217,7 +217,7 @@ impl ProtectionDomain {
             _pd: Arc::clone(&self.inner),
             _send_cq: Arc::clone(send_cq),
             _recv_cq: Arc::clone(recv_cq),
-            srq: srq.map(Arc::clone),
+            _srq: srq.map(Arc::clone),
         };
         Ok(QueuePair {
             control: Arc::new(control),

@@ -350,7 +350,7 @@ impl QueuePair {
         }
         let first = first_of(wr.sges);
         self.shared.rq_slot(self.rq.next()).set(first, 1);
-        self.rq.push(wr.wr_id, wr.sges);
+        self.rq.push(wr.wr_id, wr.sges, 0);
         Ok(())
     }
 

@@ -279,15 +279,13 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
             assert!(request.ring.is_multiple_of(64) && request.ctrl.is_multiple_of(64));
             d.pds.get(&request.pd).ok_or(BAD_HANDLE)?;
             let h = d.handle();
-            let (head, limit) = (0, 0);
-            d.srqs.insert(
-                h,
-                Srq {
-                    request,
-                    head,
-                    limit,
-                },
-            );
+            let srq = Srq {
+                request,
+                head: 0,
+                limit: 0,
+                returned: Default::default(),
+            };
+            d.srqs.insert(h, srq);
             handle(h)
         }
         Opcode::ModifySrq => {
@@ -417,9 +415,13 @@ fn execute(host: &FakeHost, d: &mut Device, opcode: Opcode, body: &[u8]) -> Done
             Ok(qp.attr.as_bytes().to_vec())
         }
         Opcode::DestroyQp => {
-            d.qps
+            let qp = d
+                .qps
                 .remove(&arg::<c::DestroyQp>(body).qp)
                 .ok_or(BAD_HANDLE)?;
+            if let Some(srq) = d.srqs.get_mut(&qp.request.srq) {
+                srq.returned.extend(qp.held);
+            }
             done()
         }
         _ => cm::execute(host, d, opcode, body),
@@ -462,7 +464,10 @@ fn modify(host: &FakeHost, d: &mut Device, request: &c::ModifyQp) -> Done {
     let a = request.attr;
     qp.attr.state = to as u32;
     if to == QpState::Reset {
-        (qp.sq_head, qp.rq_head, qp.held) = (0, 0, None);
+        (qp.sq_head, qp.rq_head) = (0, 0);
+        if let Some(srq) = d.srqs.get_mut(&qp.request.srq) {
+            srq.returned.extend(qp.held.take());
+        }
     }
     if to == QpState::Init && ty == QpType::Ud {
         qp.attr.qkey = a.qkey;

@@ -274,7 +274,7 @@ fn datagram(host: &FakeHost, d: &mut Device, from: u32, to: u32, wr: &Wr, data: 
         byte_len: whole.len() as u32,
         imm: wr.imm,
         data: [u64::from(d.qps[&from].qpn), 0, 0, 0],
-        wqe: recv.position as u16,
+        wqe: recv.name,
         qp: to as u16,
     };
     let cq = qp.request.recv_cq;
@@ -412,7 +412,8 @@ enum Received {
 pub struct Taken {
     pub wr_id: u64,
     pub sges: Vec<Sge>,
-    pub position: u32,
+    /// Position in its ring, or in a shared one its tag.
+    pub name: u16,
 }
 
 /// Takes the next receive of a queue pair, from its ring or from a shared one.
@@ -424,7 +425,9 @@ fn take_recv(host: &FakeHost, d: &mut Device, handle: u32) -> Option<Taken> {
         qp.rq_head += 1;
     } else {
         let shared = d.srqs.get_mut(&srq).unwrap();
-        shared.head = shared.head.wrapping_add(1);
+        if shared.returned.pop_front().is_none() {
+            shared.head = shared.head.wrapping_add(1);
+        }
         check_limit(host, d, srq);
     }
     Some(taken)
@@ -432,7 +435,11 @@ fn take_recv(host: &FakeHost, d: &mut Device, handle: u32) -> Option<Taken> {
 
 fn next_recv(host: &FakeHost, d: &Device, handle: u32) -> Option<Taken> {
     let qp = &d.qps[&handle];
-    let (ring, log2, stride, position) = match d.srqs.get(&qp.request.srq) {
+    let shared = d.srqs.get(&qp.request.srq);
+    if let Some(taken) = shared.and_then(|s| s.returned.front()) {
+        return Some(taken.clone());
+    }
+    let (ring, log2, stride, position) = match shared {
         Some(s) => (s.request.ring, s.request.log2, s.request.stride, s.head),
         None => {
             let r = &qp.request;
@@ -445,14 +452,14 @@ fn next_recv(host: &FakeHost, d: &Device, handle: u32) -> Option<Taken> {
     if last as u32 != position.wrapping_add(1) {
         return None;
     }
-    let num = last >> 32;
+    let num = last >> 32 & 0xff;
     assert!(num <= (stride - 16) / 16);
     let sges = (0..num)
         .map(|i| Sge::from_words([host.load(at + 8 + 16 * i), host.load(at + 16 + 16 * i)]));
     Some(Taken {
         wr_id: host.load(at),
         sges: sges.collect(),
-        position,
+        name: shared.map_or(position as u16, |_| (last >> 48) as u16),
     })
 }
 
@@ -503,7 +510,7 @@ pub fn end_message(host: &FakeHost, qpn: u32, data: &[u8]) {
         byte_len: data.len() as u32,
         imm: 0,
         data: words(data),
-        wqe: held.position as u16,
+        wqe: held.name,
         qp: handle as u16,
     };
     let cq = d.qps[&handle].request.recv_cq;
@@ -560,7 +567,7 @@ fn receive(
             scatter(host, &sges, data);
         }
     }
-    cqe.wqe = take_recv(host, d, peer).unwrap().position as u16;
+    cqe.wqe = take_recv(host, d, peer).unwrap().name;
     let cq = d.qps[&peer].request.recv_cq;
     complete(host, d, cq, &cqe, wr.flags & flags::SOLICITED != 0);
     Received::Done
@@ -619,7 +626,7 @@ fn flush(host: &FakeHost, d: &mut Device, handle: u32) -> bool {
         byte_len: 0,
         imm: 0,
         data: [0; 4],
-        wqe: taken.position as u16,
+        wqe: taken.name,
         qp: handle as u16,
     };
     let cq = qp.request.recv_cq;

@@ -44,6 +44,8 @@ pub struct Srq {
     pub request: CreateSrq,
     pub head: u32,
     pub limit: u32,
+    /// Taken by queue pairs that went in the middle of a message.
+    pub returned: std::collections::VecDeque<engine::Taken>,
 }
 
 /// A memory window as the device sees it.

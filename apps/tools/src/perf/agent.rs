@@ -47,7 +47,8 @@ impl Drive for () {
     fn rest(&mut self) {}
 }
 
-/// Work requests before anything is timed: caches, predictors and the hot set settle.
+/// Work requests before anything is timed: caches, predictors and the hot set settle. Fewer, at least twice the depth, where they
+/// would take longer than a quarter of the slice.
 const WARM_UP: u32 = 256;
 /// How long the agent polls for a command before it sleeps.
 const SPIN_NS: u64 = 50_000;
@@ -318,9 +319,14 @@ impl Agent {
         depth: u32,
     ) -> Result<(), PerfError> {
         let mut run = Run::new(self, link, drive, command, depth);
-        run.ops(WARM_UP.max(2 * depth))?;
-        // How many work requests fill a sample.
         let now = self.clock.ticks;
+        let slice = self.clock.of_ns(command.slice_ns);
+        let (start, mut warm) = (now(), 0);
+        while warm < 2 * depth || (warm < WARM_UP && now() - start < slice / 4) {
+            run.ops(depth)?;
+            warm += depth;
+        }
+        // How many work requests fill a sample.
         let batch = self.clock.of_ns(command.batch_ns);
         let mut per_sample = depth;
         loop {
@@ -333,7 +339,6 @@ impl Agent {
             let factor = (batch as f64 / took.max(1) as f64 * 1.1).clamp(1.2, 64.0);
             per_sample = ((f64::from(per_sample) * factor) as u32).max(per_sample + 1);
         }
-        let slice = self.clock.of_ns(command.slice_ns);
         let mut samples: Vec<u32> = Vec::with_capacity(MAX_SAMPLES);
         let begin = now();
         let mut last = begin;

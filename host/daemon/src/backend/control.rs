@@ -152,7 +152,7 @@ impl Request {
     }
 
     /// The cookie, if the header came at all.
-    fn cookie(&self) -> u64 {
+    pub(super) fn cookie(&self) -> u64 {
         RequestHeader::read_from_prefix(&self.bytes[..self.len]).map_or(0, |(h, _)| h.cookie)
     }
 }

@@ -45,7 +45,7 @@ fn handle(r: Result<u32, VerbError>) -> Result<HandleReply, VerbError> {
 pub(super) fn dispatch(caller: &mut Caller<'_>, request: &Request, allowed: bool) -> Reply {
     let (header, body) = match request.parse() {
         Ok(parsed) => parsed,
-        Err(e) => return Reply::error(0, e),
+        Err(e) => return Reply::error(request.cookie(), e),
     };
     let result = if !allowed {
         Err(VerbError::new(Errno::DQuot, Reason::QuotaRate))

@@ -9,6 +9,7 @@
 //! | `dispatch` | from a request's bytes to its verb |
 //! | `rate` | requests per second |
 //! | `users` | the users and what is to be done for all of them |
+//! | [`checks`] | what holds whatever a user writes, for fuzzing |
 //! | `service` | the thread: kicks, sessions, timers, the beat |
 //! | [`limits`] | every limit, with its reason |
 //!
@@ -22,6 +23,7 @@ mod rate;
 mod service;
 mod users;
 
+pub mod checks;
 pub mod limits;
 pub mod provider;
 pub mod soft;

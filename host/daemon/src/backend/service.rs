@@ -439,11 +439,12 @@ impl Service {
         self.unwatch(&user.kick_control);
         self.timers.cancel(Timer::Wake(key));
         self.ready.retain(|k| *k != key);
-        self.cm.tick(monotonic_ns());
-        self.cm.remove_user(key);
-        self.directory.apply(&mut self.cm, &*self.provider);
-        self.provider.remove_user(user.id);
-        self.directory.remove(key);
+        user.retire(
+            &mut self.cm,
+            &*self.provider,
+            &mut self.directory,
+            monotonic_ns(),
+        );
         if let Some(session) = self.sessions.remove(&key) {
             self.unwatch(&session);
         }

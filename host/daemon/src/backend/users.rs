@@ -131,6 +131,22 @@ impl User {
         }
     }
 
+    /// Releases all that it has: its connections first, so that peers learn of it in order, then its objects. The provider
+    /// touches its memory no more once this returns.
+    pub(super) fn retire(
+        &self,
+        cm: &mut Cm,
+        provider: &dyn Provider,
+        directory: &mut Directory,
+        now_ns: u64,
+    ) {
+        cm.tick(now_ns);
+        cm.remove_user(self.key);
+        directory.apply(cm, provider);
+        provider.remove_user(self.id);
+        directory.remove(self.key);
+    }
+
     /// Answers some of the user's requests.
     pub(super) fn turn(
         &mut self,

@@ -112,7 +112,7 @@ impl Engine {
             byte_len: arrived.byte_len,
             imm: arrived.imm,
             data: arrived.data,
-            wqe: recv.index as u16,
+            wqe: recv.name,
             qp: qp.doorbell() as u16,
         };
         let cq = qp.recv_cq;

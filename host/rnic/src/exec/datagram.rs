@@ -3,6 +3,7 @@
 use hyv_abi::queue::{WcOpcode, WcStatus, WrOpcode, cqe_flags, flags};
 use hyv_abi::types::{Access, QpType};
 use hyv_roce::carrier::DEFAULT_HOP_LIMIT;
+use hyv_roce::wire::bth;
 use hyv_roce::wire::grh::{self, Grh};
 
 use super::complete::Arrived;
@@ -63,7 +64,8 @@ impl Engine {
 
     /// Gives the datagram in `self.src` to a QP of this host, if that takes it.
     fn hand_over(&mut self, slot: usize, wr: &Wr, imm: Option<u32>, ah: &Ah, total: u64) {
-        let dest_qpn = (wr.head.remote_addr >> 32) as u32;
+        // A packet has 24 bits for it.
+        let dest_qpn = (wr.head.remote_addr >> 32) as u32 & bth::MASK;
         let qp = self.qp(slot);
         let (src_qpn, qkey) = (qp.qpn, datagram_qkey(wr, qp.attr.qkey));
         let Some(peer) = self.find_qpn(dest_qpn) else {

@@ -182,15 +182,15 @@ impl Engine {
         moved: u64,
         data: Option<[u64; 4]>,
     ) -> Step {
-        let mut flags = match op {
-            WrOpcode::SendImm | WrOpcode::WriteImm => cqe_flags::WITH_IMM,
+        let (mut flags, imm) = match op {
+            WrOpcode::SendImm | WrOpcode::WriteImm => (cqe_flags::WITH_IMM, wr.head.imm),
             WrOpcode::SendInv => {
                 if !self.invalidate(peer, wr.head.imm) {
                     return self.nak(slot, peer, wr, Some(recv), Nak::Invalidate);
                 }
-                cqe_flags::WITH_INV
+                (cqe_flags::WITH_INV, wr.head.imm)
             }
-            _ => 0,
+            _ => (0, 0),
         };
         if data.is_some() {
             flags |= cqe_flags::DATA;
@@ -204,7 +204,7 @@ impl Engine {
             },
             flags,
             byte_len: wr.total as u32,
-            imm: wr.head.imm,
+            imm,
             data: data.unwrap_or_default(),
         };
         self.complete_recv(peer, recv, &arrived, wr.head.flags & flags::SOLICITED != 0);

@@ -46,7 +46,7 @@ impl Engine {
             let stride = req.rq_stride as usize / 8;
             let words = user.mem.words(req.rq_ring, stride << req.rq_log2);
             let words = words.ok_or(OUTSIDE)?;
-            RecvFrom::Own(RecvRing::new(words, req.rq_log2, stride, req.pd))
+            RecvFrom::Own(RecvRing::new(words, req.rq_log2, stride, req.pd, false))
         };
         let slot = self.take_qp_slot().ok_or(QUOTA)?;
         let Some(handle) = self.user_mut(u).qps.insert_with(|_| slot) else {

@@ -42,7 +42,7 @@ impl Engine {
             user: u,
             index: handle & 0xffff,
             pd: req.pd,
-            ring: RecvRing::new(ring, req.log2, stride, req.pd),
+            ring: RecvRing::new(ring, req.log2, stride, req.pd, true),
             ctrl,
             limit: 0,
             returned: VecDeque::new(),

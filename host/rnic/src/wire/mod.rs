@@ -29,7 +29,7 @@ use hyv_roce::wire::{Repr, ip, udp};
 
 use crate::engine::Engine;
 use crate::limits::{
-    MAX_BURST, MAX_MTU, WIRE_BUSY_TURNS, WIRE_IDLE_TURNS, WIRE_QUIET_TURNS, WR_POOL,
+    MAX_BURST, MAX_MTU, STALE_TIMERS, WIRE_BUSY_TURNS, WIRE_IDLE_TURNS, WIRE_QUIET_TURNS, WR_POOL,
 };
 use crate::mem::Bytes;
 use crate::objects::Wr;
@@ -48,6 +48,8 @@ pub(crate) struct Wire {
     carrier: Option<Box<dyn Carrier>>,
     local: Gid,
     cheap: bool,
+    /// Acknowledgements go at the end of bursts ([`Carrier::takes_company`]).
+    company: bool,
     burst: Burst,
     /// When which QP wants a timer, by its slot and number. A QP has at most one entry that counts ([`WireQp::armed`]).
     timers: BinaryHeap<Reverse<(u64, usize, u32)>>,
@@ -58,6 +60,8 @@ pub(crate) struct Wire {
     /// Turns since the last packet, in looks.
     quiet_turns: u32,
     solver: IdentSolver,
+    /// The next packet's identification, perhaps, where the carrier does not see it.
+    guess: u16,
     crcs: Vec<Option<(Gid, u16, icrc::Flow)>>,
     #[allow(clippy::vec_box, reason = "they come from and go to queues of boxes")]
     pool: Vec<Box<Wr>>,
@@ -72,6 +76,7 @@ impl Wire {
         Self {
             local: carrier.local(),
             cheap: carrier.cheap_poll(),
+            company: carrier.takes_company(),
             carrier: Some(carrier),
             burst: Burst::new(),
             timers: BinaryHeap::new(),
@@ -79,6 +84,7 @@ impl Wire {
             lazy: VecDeque::new(),
             quiet_turns: WIRE_QUIET_TURNS,
             solver: IdentSolver::new(),
+            guess: 0,
             crcs: vec![None; CRC_CACHE],
             pool: Vec::new(),
             mads: Mads::default(),
@@ -337,12 +343,15 @@ impl Engine {
             return (0, u32::MAX);
         };
         let mut moved = 0;
+        let timers = !w.timers.is_empty() || !w.lazy.is_empty();
+        // Timers go by the time before the look for packets: whoever is kept from running in between finds the answer first.
+        let before = if timers { self.now() } else { 0 };
         let mut carrier = w.carrier.take();
         if let Some(c) = carrier.as_mut() {
             let mut first = true;
             moved += c.receive(&mut |arrival| {
                 if std::mem::take(&mut first) {
-                    w.now = (self.config.clock)();
+                    w.now = self.now();
                 }
                 self.arrival(&mut w, arrival);
             });
@@ -359,8 +368,6 @@ impl Engine {
         }
         w.send_mads();
         let mut ready = std::mem::take(&mut w.ready);
-        let timers = !w.timers.is_empty();
-        let lazy = !w.lazy.is_empty();
         self.wire = Some(w);
         for slot in ready.drain(..) {
             let Some(qp) = self.qps[slot].as_mut() else {
@@ -371,10 +378,9 @@ impl Engine {
             }
             moved += self.run(slot);
         }
-        if timers || lazy {
-            let now = (self.config.clock)();
-            moved += self.poll_lazy(now);
-            moved += self.poll_wire_timers(now);
+        if timers {
+            moved += self.poll_lazy(before);
+            moved += self.poll_wire_timers(before);
         }
         if !self.doomed.is_empty() {
             self.fail_doomed();
@@ -448,6 +454,29 @@ impl Engine {
         if q.armed.is_none_or(|at| deadline < at) {
             q.armed = Some(deadline);
             w.timers.push(Reverse((deadline, slot, qp.qpn)));
+            if w.timers.len() > 2 * self.qps.len() + STALE_TIMERS {
+                // Those of connections that are over: a time-out may be hours away, and a QP is reset in microseconds.
+                let qps = &self.qps;
+                w.timers.retain(|&Reverse((at, slot, qpn))| {
+                    let qp = qps[slot].as_ref().filter(|qp| qp.qpn == qpn);
+                    qp.and_then(|qp| qp.wire.as_ref())
+                        .is_some_and(|q| q.armed == Some(at))
+                });
+            }
         }
+    }
+
+    /// Entries in the heap of timers.
+    pub(crate) fn timers(&self) -> usize {
+        self.wire.as_ref().map_or(0, |w| w.timers.len())
+    }
+
+    /// The next PSN that a QP with a peer on another host expects.
+    pub(crate) fn expected_psn(&self, qpn: u32) -> Option<u32> {
+        let wire = self.qp(self.find_qpn(qpn)?).wire.as_ref()?;
+        Some(match &wire.receiver {
+            qp::Receiver::Rc(r) => r.expected().get(),
+            qp::Receiver::Uc(r) => r.expected().get(),
+        })
     }
 }

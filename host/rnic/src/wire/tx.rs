@@ -43,7 +43,7 @@ impl Engine {
             self.cool(slot);
             return 0;
         }
-        let now = (self.config.clock)();
+        let now = self.now();
         self.with_wire(slot, |e, w, q| e.transmit(w, slot, q, now))
     }
 
@@ -390,8 +390,10 @@ impl Engine {
         let ack = self.append_ack(w, q);
         let sent = self.send_burst(w, slot, q);
         if sent != Sent::Busy {
-            // What did not fit goes right behind.
-            q.lazy = None;
+            if w.company {
+                // What did not fit goes right behind.
+                q.lazy = None;
+            }
             if ack && let Receiver::Rc(r) = &mut q.receiver {
                 r.sent(1);
             }
@@ -415,6 +417,9 @@ impl Engine {
 
     /// Puts an acknowledgement that waits for company at the end of a burst, if it fits there.
     fn append_ack(&self, w: &mut Wire, q: &WireQp) -> bool {
+        if !w.company {
+            return false;
+        }
         let Receiver::Rc(r) = &q.receiver else {
             return false;
         };

@@ -413,6 +413,8 @@ pub fn attr() -> QpAttr {
 #[derive(Clone, Copy, Debug)]
 pub struct Conn {
     pub access: Access,
+    /// Path MTU, bytes.
+    pub mtu: u32,
     pub rd_atomic: u32,
     pub min_rnr_timer: u32,
     pub timeout: u32,
@@ -424,6 +426,7 @@ impl Default for Conn {
     fn default() -> Self {
         Self {
             access: FULL,
+            mtu: 1024,
             rd_atomic: 16,
             min_rnr_timer: 1,
             timeout: 14,

@@ -159,6 +159,10 @@ impl Carrier for Port {
     fn cheap_poll(&self) -> bool {
         true
     }
+    fn takes_company(&self) -> bool {
+        // As of the real ones: AF_PACKET sees identifications, and sends acknowledgements alone.
+        !self.sees_ident
+    }
 }
 
 /// An IPv4 address as a GID.

@@ -11,6 +11,9 @@ use hyv_rnic::{Engine, UserId};
 
 use super::{Conn, GID, Mr, QKEY, Ram, attr};
 
+/// Where each direction of a connection begins: it wraps soon.
+const FIRST_PSN: u32 = 0xff_fff0;
+
 /// How large a QP's rings are.
 #[derive(Clone, Copy, Debug)]
 pub struct Cap {
@@ -131,7 +134,8 @@ fn fill_recv(ram: &Ram, ring: (u64, u32, u32), tail: u32, wr_id: u64, sges: &[Sg
         ram.word(at).store(a, Ordering::Relaxed);
         ram.word(at + 8).store(b, Ordering::Relaxed);
     }
-    let last = u64::from(seq(tail)) | (sges.len() as u64) << 32;
+    // The tag, which only a shared ring's completions show, is the position too.
+    let last = u64::from(seq(tail)) | (sges.len() as u64) << 32 | u64::from(tail as u16) << 48;
     ram.word(at + stride - 8).store(last, Ordering::Release);
 }
 
@@ -430,16 +434,21 @@ impl Qp {
     }
 
     pub fn rtr(&self, e: &mut Engine, peer: u32, c: &Conn) {
+        self.rtr_at(e, (GID, peer), c);
+    }
+
+    /// With a peer at that GID.
+    pub fn rtr_at(&self, e: &mut Engine, peer: ([u8; 16], u32), c: &Conn) {
         let mut a = attr();
-        (a.path_mtu, a.dest_qp_num, a.rq_psn) = (4096, peer, 77);
+        (a.path_mtu, a.dest_qp_num, a.rq_psn) = (c.mtu, peer.1, FIRST_PSN);
         (a.max_dest_rd_atomic, a.min_rnr_timer) = (c.rd_atomic, c.min_rnr_timer);
-        a.dest_gid = GID;
+        a.dest_gid = peer.0;
         self.to(e, QpState::Init, QpState::Rtr, a);
     }
 
     pub fn rts(&self, e: &mut Engine, c: &Conn) {
         let mut a = attr();
-        a.sq_psn = 99;
+        a.sq_psn = FIRST_PSN;
         (a.timeout, a.retry_cnt, a.rnr_retry) = (c.timeout, c.retry_cnt, c.rnr_retry);
         a.max_rd_atomic = c.rd_atomic;
         self.to(e, QpState::Rtr, QpState::Rts, a);

@@ -74,7 +74,7 @@ fn in_pieces_and_in_parts() {
         for second in [cut, 1000.max(cut), 1036] {
             let mut pieces = flow.start(p.len(), 7);
             pieces.headers(&p[..cut]);
-            let mut parts = pieces.clone();
+            let mut parts = pieces;
             pieces.update(&p[cut..second]);
             pieces.update(&p[second..1036]);
             assert_eq!(pieces.finish(), whole);

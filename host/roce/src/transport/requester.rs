@@ -5,8 +5,12 @@
 //! complete, in order, until the driver pops them.
 //!
 //! Three clocks: the ACK timeout and the RNR timer of the specification, and a *probe*: when a peer is silent for longer than
-//! its round trips explain, sending goes back without counting a retry. It finds a lost last packet in a fraction of the ACK timeout,
-//! which is tens of milliseconds in common settings. Whoever sets `retry_cnt` to 0 gets none.
+//! its round trips explain, its oldest packet goes again and asks for an answer, and if that brings none, sending goes back; neither counts as a
+//! retry. It finds a lost last packet, acknowledgement or NAK in a fraction of the ACK timeout, which is tens of milliseconds in common settings. Whoever sets `retry_cnt` to 0 gets none.
+//!
+//! The window is as large as it may be until something is lost. Then it becomes what the path holds: the rate at which packets were lately
+//! acknowledged times the shortest round trip. A packet lost by chance so costs no throughput beyond what is sent again, and where queues
+//! overflow the rate itself says how much gets through.
 
 use alloc::collections::VecDeque;
 
@@ -15,8 +19,8 @@ use hyv_abi::types::{RNR_RETRY_INFINITE, rnr_timer_ns};
 
 use super::{Message, MessageKind, Psn, Remote, Reply, packets, position};
 use crate::limits::{
-    ACK_REQUEST_INTERVAL, FIRST_PROBE_NS, MAX_MESSAGES, MAX_PROBE_NS, MAX_PSN_SPAN, MAX_WINDOW,
-    MIN_PROBE_NS, MIN_WINDOW, READ_CHUNK,
+    ACK_REQUESTS, FIRST_PROBE_NS, MAX_MESSAGES, MAX_PROBE_NS, MAX_PSN_SPAN, MAX_WINDOW, MIN_ASK_NS,
+    MIN_PROBE_NS, MIN_WINDOW, RATE_SAMPLES, READ_CHUNK, RTT_SAMPLES,
 };
 use crate::wire::{NakCode, Position};
 
@@ -113,7 +117,8 @@ pub struct Mark {
     high: Psn,
     reads_out: usize,
     unasked: u32,
-    timed: Option<(Psn, u64)>,
+    asking: bool,
+    timed: Option<Timed>,
     ack_deadline: Option<u64>,
     probe_deadline: Option<u64>,
 }
@@ -145,12 +150,70 @@ pub struct Requester {
     ack_deadline: Option<u64>,
     probe_deadline: Option<u64>,
     backoff: u32,
+    /// The packet at `una` goes again, before anything else.
+    asking: bool,
     /// `una` at which sending last went back because of a gap, and when.
     gap: Option<(Psn, u64)>,
     /// A packet whose round trip is being measured.
-    timed: Option<(Psn, u64)>,
+    timed: Option<Timed>,
     /// Smoothed round trip and its deviation, ns.
     rtt: Option<(u64, u64)>,
+    /// Packets ever acknowledged.
+    acknowledged: u64,
+    /// When the last of them was, ns.
+    progress_at: u64,
+    path: Path,
+}
+
+/// A packet on its way, by which a round trip is measured.
+#[derive(Clone, Copy, Debug)]
+struct Timed {
+    psn: Psn,
+    /// When it left, ns.
+    at: u64,
+    /// Packets that were acknowledged by then, and since when, ns.
+    acknowledged: u64,
+    since: u64,
+}
+
+/// What a path carries.
+#[derive(Clone, Copy, Default, Debug)]
+struct Path {
+    /// Highest rates of acknowledgements, packets per 2^20 ns: of the latest samples, and of as many before them.
+    rates: [u64; 2],
+    rate_samples: u32,
+    /// Shortest round trips, ns, likewise.
+    shortest: [Option<u64>; 2],
+    rtt_samples: u32,
+    /// The shortest are about to be forgotten: the path's queues should run empty once, to show it again.
+    stale: bool,
+}
+
+impl Path {
+    /// A packet took `rtt` ns, and `packets` were acknowledged in `elapsed` ns.
+    fn sample(&mut self, rtt: u64, packets: u64, elapsed: u64) {
+        if self.rate_samples >= RATE_SAMPLES {
+            (self.rates, self.rate_samples) = ([0, self.rates[0]], 0);
+        }
+        self.rate_samples += 1;
+        self.rates[0] = self.rates[0].max((packets << 20) / elapsed.max(1));
+        if self.rtt_samples >= RTT_SAMPLES {
+            (self.shortest, self.rtt_samples) = ([None, self.shortest[0]], 0);
+            self.stale = true;
+        }
+        self.rtt_samples += 1;
+        self.shortest[0] = Some(self.shortest[0].map_or(rtt, |r| r.min(rtt)));
+    }
+
+    /// Packets that fill it, once known.
+    fn holds(&self) -> Option<u32> {
+        let rtt = match self.shortest {
+            [Some(a), Some(b)] => a.min(b),
+            [a, b] => a.or(b)?,
+        };
+        let rate = self.rates[0].max(self.rates[1]);
+        u32::try_from(rate.saturating_mul(rtt) >> 20).ok()
+    }
 }
 
 impl Requester {
@@ -178,9 +241,13 @@ impl Requester {
             ack_deadline: None,
             probe_deadline: None,
             backoff: 0,
+            asking: false,
             gap: None,
             timed: None,
             rtt: None,
+            acknowledged: 0,
+            progress_at: 0,
+            path: Path::default(),
         }
     }
 
@@ -284,6 +351,7 @@ impl Requester {
             high: self.high,
             reads_out: self.reads_out.len(),
             unasked: self.unasked,
+            asking: self.asking,
             timed: self.timed,
             ack_deadline: self.ack_deadline,
             probe_deadline: self.probe_deadline,
@@ -297,6 +365,7 @@ impl Requester {
         self.high = mark.high;
         self.reads_out.truncate(mark.reads_out);
         self.unasked = mark.unasked;
+        self.asking = mark.asking;
         self.timed = mark.timed;
         self.ack_deadline = mark.ack_deadline;
         self.probe_deadline = mark.probe_deadline;
@@ -306,6 +375,9 @@ impl Requester {
     pub fn next(&mut self, now: u64) -> Option<Segment> {
         if self.rnr_until.is_some() {
             return None;
+        }
+        if core::mem::take(&mut self.asking) {
+            return self.oldest();
         }
         let out = *self.messages.get(self.cursor_index)?;
         let i = self.cursor.since(out.first) as u32;
@@ -364,13 +436,24 @@ impl Requester {
             });
         }
         self.unasked += 1;
+        // The first of many on an empty path shows how long that is; of a few the last does.
         let ack_req = position.ends()
-            || self.unasked >= ACK_REQUEST_INTERVAL
+            || (in_flight == 0 && out.packets > MIN_WINDOW * ACK_REQUESTS)
+            || self.unasked >= (self.window / ACK_REQUESTS).max(1)
             || self.in_flight() >= self.window;
         if ack_req {
             self.unasked = 0;
             if self.timed.is_none() && !again {
-                self.timed = Some((psn, now));
+                self.timed = Some(Timed {
+                    psn,
+                    at: now,
+                    acknowledged: self.acknowledged,
+                    since: if in_flight == 0 {
+                        now
+                    } else {
+                        self.progress_at
+                    },
+                });
             }
         }
         if self.ack_deadline.is_none() {
@@ -388,6 +471,22 @@ impl Requester {
             len,
             ack_req,
             again,
+        })
+    }
+
+    /// The oldest packet on its way once more.
+    fn oldest(&self) -> Option<Segment> {
+        let out = self.messages.get(self.done)?;
+        let (i, mtu) = (self.una.since(out.first) as u32, self.config.mtu);
+        Some(Segment {
+            index: self.done,
+            kind: out.message.kind,
+            position: position(i, out.packets),
+            psn: self.una,
+            offset: i * mtu,
+            len: (out.message.len - i * mtu).min(mtu),
+            ack_req: true,
+            again: true,
         })
     }
 
@@ -422,12 +521,16 @@ impl Requester {
         self.una != self.high
     }
 
-    /// How long a silent peer is waited for, ns.
+    /// How long a silent peer is waited for, ns: first to ask it, then to go back, each time longer.
     fn probe_ns(&self) -> u64 {
+        let (least, doublings) = match self.backoff {
+            0 => (MIN_ASK_NS, 0),
+            n => (MIN_PROBE_NS, n - 1),
+        };
         let base = self
             .rtt
-            .map_or(FIRST_PROBE_NS, |(s, v)| (s + 4 * v).max(MIN_PROBE_NS));
-        (base << self.backoff.min(20)).min(MAX_PROBE_NS)
+            .map_or(FIRST_PROBE_NS, |(s, v)| (s + 4 * v).max(least));
+        (base << doublings.min(20)).min(MAX_PROBE_NS)
     }
 
     /// When [`Requester::on_timer`] wants to be called, ns.
@@ -456,7 +559,7 @@ impl Requester {
                 return self.fail(WcStatus::RetryExcErr);
             }
             self.retries += 1;
-            self.shrink(MIN_WINDOW);
+            self.ask();
             self.go_back();
             self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
             self.backoff += 1;
@@ -464,8 +567,17 @@ impl Requester {
             return Effect::TimedOut;
         }
         if self.probe_deadline.is_some_and(|d| now >= d) {
-            self.shrink(MIN_WINDOW);
-            self.go_back();
+            let sent = self.cursor.since(self.una) > 0;
+            let answered = |out: &Out| out.message.kind.is_answered();
+            if self.backoff == 0 && sent && !self.messages.get(self.done).is_some_and(answered) {
+                self.asking = true;
+                if self.timed.is_some_and(|t| t.psn == self.una) {
+                    self.timed = None;
+                }
+            } else {
+                self.ask();
+                self.go_back();
+            }
             self.backoff += 1;
             self.probe_deadline = Some(now + self.probe_ns());
         }
@@ -477,13 +589,28 @@ impl Requester {
         self.cursor_index = self.done;
         self.reads_out.clear();
         self.unasked = 0;
+        self.asking = false;
         self.timed = None;
     }
 
-    fn shrink(&mut self, to: u32) {
-        self.threshold = (self.window / 2).max(MIN_WINDOW);
-        self.window = to.clamp(MIN_WINDOW, MAX_WINDOW);
+    /// Something was lost: the window becomes what the path holds, and a little more to see whether that is more now.
+    fn lost(&mut self) {
+        let holds = match self.path.holds() {
+            Some(n) => n + n / 4 + 1,
+            None => self.window / 2,
+        };
+        self.window = holds.clamp(MIN_WINDOW, self.window.max(MIN_WINDOW));
+        self.threshold = self.window;
         self.credit = 0;
+        if core::mem::take(&mut self.path.stale) {
+            self.window = MIN_WINDOW;
+        }
+    }
+
+    /// Nothing comes back: a few packets ask, and the window opens again as they are acknowledged.
+    fn ask(&mut self) {
+        self.lost();
+        self.window = MIN_WINDOW;
     }
 
     fn fail(&mut self, status: WcStatus) -> Effect {
@@ -597,7 +724,7 @@ impl Requester {
         }
         self.retries += 1;
         self.gap = Some((self.una, now));
-        self.shrink(self.window / 2);
+        self.lost();
         self.go_back();
         self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
         if self.config.retry_cnt > 0 {
@@ -633,6 +760,9 @@ impl Requester {
     fn advance(&mut self, to: Psn, now: u64) {
         let n = to.since(self.una) as u32;
         self.una = to;
+        self.asking = false;
+        self.acknowledged += u64::from(n);
+        self.progress_at = now;
         if self.cursor.since(to) < 0 {
             self.cursor = to;
             self.cursor_index = self.done;
@@ -646,11 +776,16 @@ impl Requester {
         self.rnr_until = None;
         self.backoff = 0;
         self.gap = None;
-        if let Some((psn, at)) = self.timed
-            && to.since(psn) > 0
+        if let Some(timed) = self.timed
+            && to.since(timed.psn) > 0
         {
             self.timed = None;
-            let sample = now.saturating_sub(at);
+            let sample = now.saturating_sub(timed.at);
+            self.path.sample(
+                sample,
+                self.acknowledged - timed.acknowledged,
+                now.saturating_sub(timed.since),
+            );
             self.rtt = Some(match self.rtt {
                 None => (sample, sample / 2),
                 Some((s, v)) => ((7 * s + sample) / 8, (3 * v + s.abs_diff(sample)) / 4),

@@ -44,6 +44,12 @@ impl Unreliable {
         }
     }
 
+    /// The PSN that the next packet of a message under way has.
+    #[must_use]
+    pub fn expected(&self) -> Psn {
+        self.expected
+    }
+
     /// What this packet is; it counts as taken unless [`Unreliable::give_up`] follows.
     pub fn check(&mut self, r: &Request) -> UnreliableCheck {
         let in_order = r.psn == self.expected;
