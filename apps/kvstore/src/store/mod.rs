@@ -109,6 +109,8 @@ pub struct Store<R> {
     /// The highest version that an object ever had.
     max_version: u64,
     open_reservations: usize,
+    /// Results and leases kept in memory alone for want of room.
+    unlogged: u64,
 }
 
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
@@ -131,6 +133,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             safe_version: 1,
             max_version: 0,
             open_reservations: 0,
+            unlogged: 0,
         })
     }
 

@@ -304,7 +304,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             }
         }
         match self.put_directory(&lease_key(client), &[], expires, now) {
-            Ok(_) | Err(StoreError::Full { .. }) => {}
+            Ok(_) => {}
+            Err(StoreError::Full { .. }) => self.unlogged += 1,
             Err(error) => return Err(error),
         }
         match self.leases.by_client.find(client) {
