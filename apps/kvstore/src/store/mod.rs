@@ -87,6 +87,10 @@ pub struct Config {
     /// How long memory that was freed keeps its bytes at least, ns: longer than any one-sided READ of the region takes, or else its
     /// reader discards it ([`onesided`]; [`crate::limits::QUARANTINE_NS`]). 0: nobody reads the region.
     pub quarantine_ns: u64,
+    /// How many bytes a write may clean that finds no segment free, about. A write that needs more is answered with
+    /// [`StoreError::Busy`], and succeeds when it is tried again often enough, or after [`Store::clean`]. None: as many as it takes,
+    /// which may be most of the log if that is almost full.
+    pub clean_for_write: Option<usize>,
     /// Tells this store from others that were in the same place before: a random number.
     pub incarnation: u64,
 }
@@ -124,7 +128,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             index: Index::new(&layout),
             log: Log::new(layout, mem, &config, 1),
             tables: Tables::new(),
-            cleaner: Cleaner::default(),
+            cleaner: Cleaner::new(config.clean_for_write),
             sweep: None,
             leases: Leases::default(),
             region,
