@@ -19,6 +19,21 @@
 //! | `cleaner`, `victim` | the cleaner: what to do, and what becomes of each entry |
 //! | `enumerate`, `stats`, `audit`, `replay` | all objects of a table; accounts; rebuilding a store from its log |
 //! | [`onesided`] | how somebody reads who can only READ the region |
+//!
+//! The calls, all of [`Store`]:
+//!
+//! | calls | what for |
+//! | --- | --- |
+//! | `new`, `replay` | an empty store; one from another's log |
+//! | `create_table`, `drop_table`, `is_dropping`, `table_id`, `tables` | tables |
+//! | `get`, `get_hashed`, `read` | reading: where the object lies ([`Found`]) |
+//! | `put`, `write`, `remove`, `increment` | changes, with [`RejectRules`], expiry and [`RequestId`] |
+//! | `reserve`, `commit`, `abort` | a write whose value a transport brings |
+//! | `take_lease`, `end_lease`, `check`, `refuse` | exactly-once: ask `check` first, execute what is [`Progress::New`] |
+//! | `enumerate` | all objects of a table, page by page |
+//! | `clean`, `wants_cleaning`, `busy_until` | the cleaner, between requests; when to try again after [`StoreError::Busy`] |
+//! | `pin`, `unpin`, `segment_of`, `bytes`, `region` | sending straight from the log |
+//! | `stats`, `len`, `capacity`, `audit` | accounts |
 #![forbid(unsafe_code)]
 
 pub mod entry;
