@@ -1,4 +1,4 @@
-//! The client's commands: put, get, del, list, load, dump, stats, bench.
+//! The client's commands: put, get, del, list, load, dump, stats.
 
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use hyv_host::program;
-use kvstore::client::Client;
+use hyv_verbs::{Context, Gid};
+use kvstore::client::{Client, ClientError};
 
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
 use crate::session;
-use hyv_lab::Latencies;
 use hyv_lab::values;
 
 #[derive(clap::Args, Debug)]
@@ -37,6 +37,26 @@ impl Where {
             self.timeout,
             "kv",
         )
+    }
+
+    /// Whether an instance is named.
+    pub const fn names_one(&self) -> bool {
+        self.instance.is_some()
+    }
+
+    /// The instance that is named.
+    pub fn instance(&self) -> Option<&str> {
+        self.instance.as_deref()
+    }
+
+    /// Port of the store.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Connects on a device that is open.
+    pub fn connect_by(&self, context: &Context) -> Result<Client, ClientError> {
+        Client::connect(context, Gid::LOCAL, self.port, self.timeout)
     }
 }
 
@@ -104,24 +124,6 @@ pub(super) struct DumpArgs {
     /// Its format (default: by its ending, .tsv or .jsonl)
     #[arg(long)]
     format: Option<Format>,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct BenchArgs {
-    #[command(flatten)]
-    place: Where,
-    /// How long to measure each operation
-    #[arg(long = "for", value_name = "TIME", value_parser = values::duration, default_value = "3s")]
-    time: Duration,
-    /// Bytes of a value
-    #[arg(long, default_value_t = 100)]
-    value_size: usize,
-    /// Requests outstanding at once, 1 to 16
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    in_flight: u8,
-    /// As one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn put(args: &PutArgs) -> Result<ExitCode> {
@@ -349,82 +351,5 @@ pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let n = out.written();
     out.finish()?;
     eprintln!("{n} records written");
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    const KEYS: usize = 1_000;
-    if args.value_size > kvstore::limits::MAX_VALUE_BYTES {
-        bail!(
-            "--value-size {}: a value has at most {} bytes",
-            args.value_size,
-            kvstore::limits::MAX_VALUE_BYTES
-        );
-    }
-    let mut client = args.place.connect()?;
-    let value: Vec<u8> = (0..args.value_size).map(|i| i as u8).collect();
-    let keys: Vec<Vec<u8>> = (0..KEYS)
-        .map(|i| format!("bench:{i:016}").into_bytes())
-        .collect();
-    for key in &keys {
-        client.put(key, &value)?;
-    }
-    let mut results = serde_json::Map::new();
-    for put in [false, true] {
-        let mut all = Latencies::new();
-        let mut started = vec![Instant::now(); client.window()];
-        let begin = Instant::now();
-        let mut i = 0usize;
-        loop {
-            let on = begin.elapsed() < args.time;
-            while on && client.outstanding() < usize::from(args.in_flight) {
-                i = i.wrapping_mul(5).wrapping_add(7);
-                let key = &keys[i % KEYS];
-                let now = Instant::now();
-                let tag = if put {
-                    client.start_put(key, &value)
-                } else if value.len() > kvstore::limits::EAGER_VALUE_BYTES {
-                    client.start_get_large(key)
-                } else {
-                    client.start_get(key)
-                };
-                match tag {
-                    Ok(tag) => started[usize::from(tag)] = now,
-                    Err(kvstore::client::ClientError::WindowFull) => break,
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            if client.outstanding() == 0 {
-                break;
-            }
-            let mut failed = None;
-            client.wait(|tag, reply| {
-                all.record(started[usize::from(tag)].elapsed().as_nanos() as u64);
-                if let Err(e) = reply {
-                    failed = Some(e);
-                }
-            })?;
-            if let Some(e) = failed {
-                return Err(e.into());
-            }
-        }
-        let s = all.summary(begin.elapsed());
-        let name = if put { "put" } else { "get" };
-        if args.json {
-            results.insert(name.to_owned(), serde_json::to_value(s)?);
-        } else {
-            println!(
-                "{name}: {:>10.0} ops/s   p50 {}   p99 {}   p99.9 {}   max {}",
-                s.ops_per_s,
-                values::nanos(s.p50_ns),
-                values::nanos(s.p99_ns),
-                values::nanos(s.p999_ns),
-                values::nanos(s.max_ns)
-            );
-        }
-    }
-    if args.json {
-        println!("{}", serde_json::Value::from(results));
-    }
     Ok(ExitCode::SUCCESS)
 }
