@@ -137,9 +137,11 @@ impl Runner {
         tally: &mut Tally,
     ) -> Result<Measured> {
         target.prepare(self.slots.len() as u32);
-        let (warm, counted) = drawn.split_at(WARM_UP.min(drawn.len() / 4));
-        let first = self.pass(target, warm, u64::MAX)?;
-        let pass = self.pass(target, counted, (length.as_secs_f64() * self.hz) as u64)?;
+        let warm = &drawn[..WARM_UP.min(drawn.len() / 4)];
+        let ticks = (length.as_secs_f64() * self.hz) as u64;
+        // Slow operations need no more of it than time.
+        let first = self.pass(target, warm, ticks / 4)?;
+        let pass = self.pass(target, &drawn[first.begun..], ticks)?;
         let begun = first.begun + pass.begun;
         if tally.first_error.is_none() {
             tally.first_error = first.first_error.or(pass.first_error);

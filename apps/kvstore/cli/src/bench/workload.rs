@@ -139,11 +139,10 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
-        let all = Workload::YCSB.into_iter().chain([Workload::GetPut]);
+        let mut all = Workload::YCSB.into_iter().chain([Workload::GetPut]);
         match lower.as_str() {
             "all" | "ycsb" => Ok(Self::All),
             name => all
-                .clone()
                 .find(|w| w.name() == name)
                 .map(Self::One)
                 .ok_or_else(|| "one of a, b, c, d, e, f, get-put, or all for a to f".to_owned()),

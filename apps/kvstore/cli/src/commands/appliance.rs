@@ -23,7 +23,7 @@ use kvstore::client::Client;
 use kvstore::status::Status;
 
 use super::bench;
-use super::client::{Progress, load_file};
+use super::client::{Progress, Source, load_file};
 use crate::format::{self, Format};
 use crate::pump::{Fingerprint, Pump, read_all};
 use crate::report::{self, Mode, Report};
@@ -175,7 +175,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         stop,
     })?;
     let (mut appliance, mut client) = match started {
-        Booted::Up(appliance, client) => (appliance, client),
+        Booted::Up(up) => *up,
         Booted::Failed(guest, e) => return guest_failed(guest, e),
     };
     let boot_ms = appliance.boot_ms;
@@ -243,7 +243,7 @@ pub(super) struct Boot<'a> {
 
 /// What became of it.
 pub(super) enum Booted {
-    Up(Appliance, Client),
+    Up(Box<(Appliance, Client)>),
     /// It did not come up, or does not serve.
     Failed(Guest, anyhow::Error),
 }
@@ -331,7 +331,7 @@ pub(super) fn boot(options: Boot<'_>) -> Result<Booted> {
         accel: accel.to_string(),
         boot_ms,
     };
-    Ok(Booted::Up(appliance, client))
+    Ok(Booted::Up(Box::new((appliance, client))))
 }
 
 pub(super) fn image_path(named: Option<&PathBuf>) -> Result<PathBuf> {
@@ -427,8 +427,11 @@ fn work(args: &Args, appliance: &mut Appliance, client: &mut Client, facts: Fact
         let start = Instant::now();
         let stored = load_file(
             &mut pump,
-            file,
-            args.format,
+            &Source {
+                path: file,
+                format: args.format,
+                from_line: 1,
+            },
             &appliance.stop,
             |key, value| {
                 if args.verify {

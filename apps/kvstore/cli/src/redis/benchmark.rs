@@ -93,8 +93,8 @@ pub fn run(
 /// Reads the lines `"SET","123.4",…` and `"GET","123.4",…`.
 fn rates(text: &str) -> Option<Rates> {
     let rate = |name: &str| {
-        let line = text.lines().filter_map(|l| l.trim().strip_prefix(name));
-        let value = line.last()?.strip_prefix(',')?.split(',').next()?;
+        let mut line = text.lines().filter_map(|l| l.trim().strip_prefix(name));
+        let value = line.next_back()?.strip_prefix(',')?.split(',').next()?;
         let rate: f64 = value.trim_matches('"').parse().ok()?;
         (rate.is_finite() && rate > 0.0).then_some(rate)
     };

@@ -238,7 +238,7 @@ mod tests {
             b"$99999999999\r\n",
             b"$1\r\nabc",
             &deep,
-            &[b'+'; MAX_LINE_BYTES],
+            &b"+".repeat(MAX_LINE_BYTES),
         ] {
             assert!(parse(bytes).is_err(), "{bytes:?}");
         }

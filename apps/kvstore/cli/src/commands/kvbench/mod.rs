@@ -256,7 +256,7 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
         stop,
     })?;
     let (appliance, client) = match started {
-        Booted::Up(appliance, client) => (appliance, client),
+        Booted::Up(up) => *up,
         Booted::Failed(guest, e) => return appliance::guest_failed(guest, e),
     };
     eprintln!(
