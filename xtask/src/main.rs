@@ -103,7 +103,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
             exec(&paths, &paths.program("kv"), args, "./run.sh kvstore").map(|never| match never {})
         }
         Cli::Kv(PassedOn { args }) => {
-            setup::require(&[Need::Linker])?;
+            // It may boot a guest of its own, and compares with what --vs names.
+            let bench = args.first().is_some_and(|arg| arg == "bench") && !asks_for_help(&args);
+            let mut needs = vec![Need::Linker];
+            if bench {
+                needs.push(Need::Qemu);
+                if has_option(&args, "--vs") {
+                    needs.push(Need::Redis);
+                }
+            }
+            setup::require(&needs)?;
+            if bench && !has_option(&args, "--image") {
+                build::images(&paths, build::KVSTORE_IMAGE)?;
+            }
             build::host_program(&paths, build::KV)?;
             exec(&paths, &paths.program("kv"), args, "./run.sh kv").map(|never| match never {})
         }

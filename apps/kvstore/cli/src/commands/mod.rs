@@ -3,6 +3,7 @@
 mod appliance;
 mod bench;
 mod client;
+mod kvbench;
 mod native;
 
 use std::io::ErrorKind;
@@ -37,8 +38,8 @@ enum Command {
     Dump(client::DumpArgs),
     /// Print the server's counters
     Stats(client::StatsArgs),
-    /// Measure GET and PUT from this process
-    Bench(client::BenchArgs),
+    /// Measure YCSB's workloads, or reads and writes, on a store; beside a native one, beside Redis
+    Bench(kvbench::Args),
     /// Serve a store from a Linux process on a running instance's device
     NativeServer(native::Args),
 }
@@ -59,7 +60,7 @@ pub fn run() -> ExitCode {
         Command::Load(args) => client::load(&args),
         Command::Dump(args) => client::dump(&args),
         Command::Stats(args) => client::stats(&args),
-        Command::Bench(args) => client::bench(&args),
+        Command::Bench(args) => kvbench::run(&args),
         Command::NativeServer(args) => native::run(&args),
     };
     match result {
