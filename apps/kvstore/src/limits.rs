@@ -32,6 +32,44 @@ pub const TABLE_FRACTION: usize = 15;
 /// A region's largest size: a hash-table slot holds 47 bits of offset.
 pub const MAX_REGION_BYTES: u64 = 1 << 47;
 
+/// Header and digest of a segment (8 bytes for every segment of the region) take at most one part in this many of it. With
+/// segments of 8 MiB that allows regions of 2 TiB.
+pub const PROLOGUE_FRACTION: usize = 4;
+
+/// Tables at once, dropped ones included until their objects are gone: a few bytes each in memory, looked up by id in constant
+/// time.
+pub const MAX_TABLES: usize = 4096;
+
+/// Longest name of a table, in bytes.
+pub const MAX_TABLE_NAME_BYTES: usize = 255;
+
+/// How long memory that was freed keeps its bytes, ns, where clients read the log themselves: a READ takes some
+/// microseconds, so it ends in time unless its client was stopped in between; and at 1 GB/s of writes it withholds half a segment of 8 MiB.
+pub const QUARANTINE_NS: u64 = 4_000_000;
+
+/// The quarantine lasts one part in this many longer than readers are told, for clocks that run at different rates and for
+/// callers that read the clock once for several calls. So a time given to the store may be a sixteenth of the quarantine old.
+pub const QUARANTINE_MARGIN: u64 = 8;
+
+/// Buckets searched for objects of dropped tables on behalf of one write that finds the store full: bounds the time of that
+/// write.
+pub const MAX_SYNC_DROP_BUCKETS: usize = 4096;
+
+/// Segments searched for expired objects on behalf of one write that finds the store full.
+pub const MAX_SYNC_SWEEPS: usize = 4;
+
+/// Objects that expire are looked for in a segment when about one part in this many of it has expired.
+pub const SWEEP_FRACTION: u64 = 64;
+
+/// Segments whose search for expired objects has to wait for transfers are looked at again after this, ns.
+pub const SWEEP_RETRY_NS: u64 = 1_000_000;
+
+/// Clients with a lease at once: each costs [`MAX_RESULTS`] times 48 bytes of memory.
+pub const MAX_LEASES: usize = 4096;
+
+/// Requests of one client whose results are kept, a power of two: what it may have in flight or unacknowledged.
+pub const MAX_RESULTS: usize = 64;
+
 /// Free segments that only the cleaner may take: the live entries of any segment fit one empty segment, so with one in
 /// reserve every cleaning pass that was started can be finished.
 pub const CLEANER_RESERVE_SEGMENTS: usize = 1;

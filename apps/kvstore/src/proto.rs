@@ -667,8 +667,7 @@ impl<'a> Reply<'a> {
             ReplyKind::Entry => {
                 let entry = Entry::parse(input.rest())?;
                 let (header, key, value) = (entry.header(), entry.key(), entry.value());
-                let bytes = ENTRY_HEADER_BYTES + key.len() + value.len();
-                check_entry(header, payload.len(), bytes)?;
+                check_entry(header, payload.len(), header.span_bytes())?;
                 Self::Value {
                     version: header.version,
                     value,

@@ -160,9 +160,9 @@ proptest! {
 
     #[test]
     fn a_hit_is_the_log_entry_itself(key in bytes(1..=200), value in bytes(0..=4096), tag: u16) {
-        let mut store = Store::new(vec![0; 256 << 10], Config { seed: 1, segment_bytes: Some(16 << 10) }).unwrap();
-        let version = store.put(&key, &value).unwrap();
-        let found = store.get(&key).unwrap();
+        let mut store = Store::new(vec![0; 256 << 10], Config { seed: 1, segment_bytes: Some(16 << 10), ..Config::default() }).unwrap();
+        let version = store.put(0, &key, &value, 0).unwrap();
+        let found = store.get(0, &key, 0).unwrap();
         let whole = store.bytes(found.span());
         prop_assert_eq!(
             Reply::parse(entry_reply(tag, true), whole),

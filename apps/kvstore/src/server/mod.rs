@@ -146,7 +146,7 @@ impl Server {
             LogRegion::new(log),
             Config {
                 seed: config.seed,
-                segment_bytes: None,
+                ..Config::default()
             },
         )?;
         let listener = accept::Listener::new(context, config.port)?;
@@ -330,7 +330,7 @@ impl Server {
 
     /// Does a slice of the cleaner's work, if there is any. True if it did some.
     pub fn clean(&mut self) -> bool {
-        if !self.store.wants_cleaning() {
+        if !self.store.wants_cleaning(requests::NOW) {
             return false;
         }
         let slice = if self.store.is_scarce() {
@@ -338,7 +338,7 @@ impl Server {
         } else {
             limits::TIDY_SLICE
         };
-        let progress = self.store.clean(slice);
+        let progress = self.store.clean(slice, requests::NOW);
         self.want_flush |= progress.state == CleanState::Blocked;
         progress.state == CleanState::More
     }

@@ -14,7 +14,10 @@ use crate::proto::{
     Key, MAX_REPLY_BYTES, PageBuilder, PutValue, RemoteBuffer, Reply, Request, StatsReply,
     StatsView, Status, entry_reply, error_detail, request_tag,
 };
-use crate::store::{Found, StoreError};
+use crate::store::{Cursor, DEFAULT_TABLE, Found, RejectRules, StoreError, Write};
+
+/// Nothing that this server writes expires, and nobody reads its region: the engine needs no clock.
+pub(super) const NOW: u64 = 0;
 
 /// Longest reply that goes inline: a STATS reply.
 const INLINE_REPLY: usize = 192;
@@ -117,7 +120,7 @@ impl Server {
     #[inline]
     fn get(&mut self, link: &mut Link, tag: u16, key: &[u8], to: Option<RemoteBuffer>) {
         self.counters.gets += 1;
-        let Some(found) = self.store.get(key) else {
+        let Some(found) = self.store.get(DEFAULT_TABLE, key, NOW) else {
             self.counters.misses += 1;
             self.reply(
                 link,
@@ -213,7 +216,7 @@ impl Server {
 
     #[inline]
     fn put(&mut self, link: &mut Link, tag: u16, key: &[u8], value: &[u8]) {
-        match self.store.put(key, value) {
+        match self.store.put(DEFAULT_TABLE, key, value, NOW) {
             Ok(version) => {
                 self.counters.puts += 1;
                 self.reply(link, tag, &Reply::Version(version));
@@ -223,10 +226,14 @@ impl Server {
     }
 
     fn put_remote(&mut self, link: &mut Link, tag: u16, key: &[u8], from: RemoteBuffer) {
-        let reservation = match self.store.reserve(key, from.len as usize) {
-            Ok(r) => r,
-            Err(e) => return self.store_error(link, tag, e),
-        };
+        let reservation =
+            match self
+                .store
+                .reserve(&Write::new(DEFAULT_TABLE, key, &[]), from.len as usize, NOW)
+            {
+                Ok(r) => r,
+                Err(e) => return self.store_error(link, tag, e),
+            };
         let to = self
             .store
             .region()
@@ -250,7 +257,7 @@ impl Server {
         tag: u16,
         reservation: crate::store::Reservation,
     ) {
-        match self.store.commit(reservation) {
+        match self.store.commit(reservation, NOW) {
             Ok(version) => {
                 self.counters.puts += 1;
                 self.reply(link, tag, &Reply::Version(version));
@@ -260,7 +267,10 @@ impl Server {
     }
 
     fn del(&mut self, link: &mut Link, tag: u16, key: &[u8]) {
-        match self.store.remove(key) {
+        match self
+            .store
+            .remove(DEFAULT_TABLE, key, &RejectRules::NONE, None, NOW)
+        {
             Ok(Some(version)) => {
                 self.counters.dels += 1;
                 self.reply(link, tag, &Reply::Version(version));
@@ -450,7 +460,8 @@ fn build_page(
         // Few buckets at a time: an empty table must not keep others waiting.
         let step = budget.min(256);
         let mut full = false;
-        let progress = store.scan(cursor, step, |found| {
+        let from = Cursor::from_raw(cursor);
+        let progress = store.enumerate(DEFAULT_TABLE, from, step, NOW, |found| {
             let enough = limit != 0 && page.len() >= usize::from(limit);
             full = enough || !page.push(store.bytes(found.key()));
             if full && page.is_empty() {
@@ -458,7 +469,7 @@ fn build_page(
             }
             !full
         });
-        next = progress.next;
+        next = progress.ok().and_then(|p| p.next).map(Cursor::raw);
         budget -= step;
         match next {
             Some(c) if !full && budget > 0 => cursor = c,

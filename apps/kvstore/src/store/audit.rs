@@ -1,8 +1,8 @@
 //! A full check of the store against itself: the log is walked, and everything kept beside it is recomputed.
 
-use super::entry::{EntryKind, entry_bytes};
-use super::segment::{SEGMENT_HEADER_BYTES, State};
-use super::table::BUCKET_BYTES;
+use super::entry::{EntryHeader, EntryKind, FLAG_EXPIRES, entry_bytes};
+use super::once::request_of;
+use super::segment::State;
 use super::{Accounting, Store, StoreError};
 use alloc::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -23,15 +23,15 @@ pub enum AuditError {
     },
     /// One segment's account differs from the log.
     #[error(
-        "segment {segment}: the log holds live, tombstone and pending bytes {found:?}, the account says {account:?}"
+        "segment {segment}: the log holds live, tombstone, pending, record and expiring bytes {found:?}, the account says {account:?}"
     )]
     Segment {
         /// Index.
         segment: usize,
         /// Recomputed.
-        found: [u64; 3],
+        found: [u64; 5],
         /// As kept.
-        account: [u64; 3],
+        account: [u64; 5],
     },
     /// A live entry that the table does not refer to, or refers to more than once.
     #[error("the live entry at {offset} is referred to by {references} slots of the table")]
@@ -71,6 +71,34 @@ pub enum AuditError {
         /// As kept.
         account: u64,
     },
+    /// One table's account differs from the log.
+    #[error(
+        "table {table}: the log holds {found:?} objects and bytes, the account says {account:?}"
+    )]
+    Table {
+        /// Id.
+        table: u32,
+        /// Recomputed.
+        found: [u64; 2],
+        /// As kept.
+        account: [u64; 2],
+    },
+    /// A segment's first or last expiry leaves out an object.
+    #[error("segment {segment} has an object that expires at {expires}, outside of what it says")]
+    Expiry {
+        /// Index.
+        segment: usize,
+        /// When the object expires.
+        expires: u64,
+    },
+    /// A result that is kept refers to no record in the log.
+    #[error("{kept} results refer to the log, which holds {records} of them")]
+    Records {
+        /// As kept.
+        kept: usize,
+        /// Recomputed.
+        records: usize,
+    },
     /// Two live entries of one key.
     #[error("the live entry at {offset} has a second one of its key")]
     Duplicate {
@@ -91,12 +119,15 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Checks the whole store: log, table, counters and accounts. Takes time and memory in proportion to its size: for tests
     /// and diagnosis. Errors: the first contradiction found.
     pub fn audit(&self) -> Result<(), AuditError> {
+        self.check_own_digest()?;
         let mem = self.region.as_ref();
-        let mut per_segment = alloc::vec![[0u64; 3]; self.layout().segments];
+        let mut per_segment = alloc::vec![[0u64; 5]; self.layout().segments];
+        let mut per_table: BTreeMap<u32, [u64; 2]> = BTreeMap::new();
         // Dead objects per counter. The part of a victim already cleaned does not count.
         let mut dead: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
         let (mut live, mut keys) = (0, BTreeSet::new());
-        let victim = self.cleaned_of_victim();
+        let kept: BTreeSet<usize> = self.leases.records().collect();
+        let (victim, mut records) = (self.cleaned_of_victim(), 0);
         for item in self.walk() {
             let (at, entry) = item?;
             let header = entry.header();
@@ -105,36 +136,67 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             };
             let sums = &mut per_segment[segment as usize];
             let cleaned = victim.contains(&at);
+            let bytes = header.total_bytes() as u64;
             match header.kind {
                 EntryKind::Object if header.is_live() => {
-                    sums[0] += header.total_bytes() as u64;
-                    live += 1;
-                    let hash = self.hash(entry.key());
-                    let mut references = 0;
-                    self.table
-                        .for_chain(mem, hash, |found| references += usize::from(found == at));
-                    if references != 1 {
-                        return Err(AuditError::Unreferenced {
-                            offset: at,
-                            references,
-                        });
+                    sums[0] += bytes;
+                    if header.flags & FLAG_EXPIRES != 0 {
+                        sums[4] += bytes;
+                        self.audit_expiry(segment, entry.expires())?;
                     }
-                    if !keys.insert(entry.key()) {
+                    live += 1;
+                    let table = per_table.entry(header.table).or_default();
+                    table[0] += 1;
+                    table[1] += bytes;
+                    self.audit_reference(at, header, entry.key())?;
+                    if !keys.insert((header.table, entry.key())) {
                         return Err(AuditError::Duplicate { offset: at });
                     }
                 }
                 EntryKind::Object if !cleaned => {
-                    let hash = self.hash(entry.key());
-                    dead.entry(self.table.counter_index(hash))
+                    let hash = self.hash(header.table, entry.key());
+                    dead.entry(self.index.counter_index(hash))
                         .or_insert((hash, 0))
                         .1 += 1;
                 }
                 EntryKind::Tombstone if !cleaned => {
                     sums[1] += entry_bytes(usize::from(header.key_len), 0) as u64;
                 }
-                EntryKind::Pending => sums[2] += header.total_bytes() as u64,
+                EntryKind::Pending => sums[2] += bytes,
+                EntryKind::ResultRecord
+                    if kept.contains(&at) && request_of(entry.key()).is_some() =>
+                {
+                    sums[3] += bytes;
+                    records += 1;
+                }
                 _ => {}
             }
+        }
+        if records != kept.len() {
+            return Err(AuditError::Records {
+                kept: kept.len(),
+                records,
+            });
+        }
+        for (table, objects, bytes) in self.tables.sums() {
+            let (found, account) = (
+                per_table.remove(&table).unwrap_or_default(),
+                [objects, bytes],
+            );
+            if found != account {
+                return Err(AuditError::Table {
+                    table,
+                    found,
+                    account,
+                });
+            }
+        }
+        if let Some((table, found)) = per_table.pop_first() {
+            return Err(AuditError::Table {
+                table,
+                found,
+                account: [0; 2],
+            });
         }
         let dead_sum: u64 = dead.values().map(|(_, found)| u64::from(*found)).sum();
         if dead_sum != self.cleaner.dead_objects {
@@ -144,7 +206,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             });
         }
         for (_, (hash, found)) in dead {
-            let counter = self.table.dead_count(mem, hash);
+            let counter = self.index.dead_count(mem, hash);
             if counter != found {
                 return Err(AuditError::DeadCounter {
                     hash,
@@ -154,10 +216,41 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             }
         }
         self.audit_segments(&per_segment)?;
-        self.audit_table(live)
+        self.audit_index(live)
     }
 
-    fn audit_segments(&self, per_segment: &[[u64; 3]]) -> Result<(), AuditError> {
+    fn audit_reference(
+        &self,
+        at: usize,
+        header: &EntryHeader,
+        key: &[u8],
+    ) -> Result<(), AuditError> {
+        let hash = self.hash(header.table, key);
+        let mut references = 0;
+        self.index.for_chain(self.region.as_ref(), hash, |slot| {
+            references += usize::from(slot.entry == at);
+        });
+        if references == 1 {
+            return Ok(());
+        }
+        Err(AuditError::Unreferenced {
+            offset: at,
+            references,
+        })
+    }
+
+    fn audit_expiry(&self, segment: u32, expires: u64) -> Result<(), AuditError> {
+        let account = &self.log.segments[segment as usize];
+        if (account.first_expiry..=account.last_expiry).contains(&expires) {
+            return Ok(());
+        }
+        Err(AuditError::Expiry {
+            segment: segment as usize,
+            expires,
+        })
+    }
+
+    fn audit_segments(&self, per_segment: &[[u64; 5]]) -> Result<(), AuditError> {
         let layout = self.layout();
         let segment_bytes = layout.segment_bytes() as u64;
         let mut found = Accounting {
@@ -169,7 +262,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 State::Free => found.free += segment_bytes,
                 State::Overflow => found.overhead += segment_bytes,
                 state => {
-                    let header = SEGMENT_HEADER_BYTES as u64;
+                    let header = layout.prologue_bytes() as u64;
                     found.overhead += header;
                     let rest = match state {
                         State::Open => segment_bytes - u64::from(segment.used),
@@ -179,8 +272,15 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                     found.live += sums[0];
                     found.tombstones += sums[1];
                     found.pending += sums[2];
-                    found.dead += segment_bytes - header - rest - sums.iter().sum::<u64>();
-                    let account = [segment.live, segment.tombstones, segment.pending];
+                    found.records += sums[3];
+                    found.dead += segment_bytes - header - rest - sums[..4].iter().sum::<u64>();
+                    let account = [
+                        segment.live,
+                        segment.tombstones,
+                        segment.pending,
+                        segment.records,
+                        segment.expiring,
+                    ];
                     let account = account.map(u64::from);
                     if account != *sums {
                         return Err(AuditError::Segment {
@@ -202,17 +302,13 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
     }
 
-    fn audit_table(&self, live: u64) -> Result<(), AuditError> {
+    fn audit_index(&self, live: u64) -> Result<(), AuditError> {
         let mem = self.region.as_ref();
-        let (mut slots, mut cursor, mut chained) = (0, Some(0), 0);
-        let dead_sum = self.table.dead_total(mem);
+        let (mut slots, mut cursor, mut chained) = (0u64, Some(0), 0);
+        let dead_sum = self.index.dead_total(mem);
         while let Some(hash) = cursor {
-            let mut in_chain = 0usize;
-            self.table.for_chain(mem, hash, |_| in_chain += 1);
-            slots += in_chain as u64;
-            // A dense chain of n entries: seven a bucket, and one more in the last.
-            chained += in_chain.saturating_sub(2) / (BUCKET_BYTES / 8 - 1);
-            cursor = self.table.next_bucket(hash);
+            chained += self.index.for_chain(mem, hash, |_| slots += 1);
+            cursor = self.index.next_bucket(hash);
         }
         if slots != live || live != self.objects {
             return Err(AuditError::Count {
@@ -221,10 +317,10 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 objects: self.objects,
             });
         }
-        if chained != self.table.overflow_used() {
+        if chained != self.index.overflow_used() {
             return Err(AuditError::Overflow {
                 chained,
-                account: self.table.overflow_used(),
+                account: self.index.overflow_used(),
             });
         }
         if dead_sum != self.cleaner.dead_objects {

@@ -3,13 +3,9 @@
 //! It works on one victim at a time, in slices, with all state between slices in [`Cleaner`]. A victim that was begun is always
 //! finished: the live entries of any segment fit one free segment, and one is kept for that.
 
-use super::entry::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, STATE_LIVE, clear_live, entry_bytes, key_at,
-    seal_checksum, version_at,
-};
-use super::mem::store_u64;
-use super::segment::{SEGMENT_HEADER_BYTES, Segment, State, Target};
-use super::table::{COUNTERS, Table};
+use super::entry::EntryHeader;
+use super::index::COUNTERS;
+use super::segment::{Segment, State};
 use super::{Store, StoreError};
 use crate::limits::{
     CLEANER_RESERVE_SEGMENTS, MAX_SYNC_VICTIMS, SEGMENTS_PER_REGION, SLACK_FRACTION,
@@ -18,6 +14,9 @@ use core::ops::Range;
 
 /// What looking at one entry is charged to a slice, in bytes: a cache line of the log and one of the table.
 const SCAN_COST_BYTES: usize = 64;
+
+/// What looking at one bucket for objects of dropped tables is charged: its line, and one of the log for each entry.
+const BUCKET_COST_BYTES: usize = 8 * 64;
 
 /// What a victim must give to be worth it, in halves of a segment's 1/[`SLACK_FRACTION`].
 const LEAST_GAIN_IN_BACKGROUND: u64 = 2;
@@ -41,6 +40,7 @@ pub(crate) struct Cleaner {
     pub(crate) bytes_moved: u64,
     pub(crate) bytes_freed: u64,
     pub(crate) tombstones_dropped: u64,
+    pub(crate) objects_expired: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,36 +85,25 @@ impl Cleaner {
 }
 
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
-    /// Cleans for about `budget_bytes` of copying (at least one entry), if segments are getting scarce. Call it between
-    /// requests: then writes seldom have to clean for themselves.
-    pub fn clean(&mut self, budget_bytes: usize) -> CleanProgress {
+    /// Works for about `budget_bytes` (at least one entry): drops leases that expired, takes out objects of dropped tables and
+    /// objects that expired, and, if segments are getting scarce, cleans. Call it between requests: then writes seldom have to
+    /// do it for themselves.
+    pub fn clean(&mut self, budget_bytes: usize, now: u64) -> CleanProgress {
         let (moved, cleaned) = (self.cleaner.bytes_moved, self.cleaner.segments_cleaned);
+        self.log.set_now(now);
+        self.log.release_rested();
+        if self.leases.any_expired(now) {
+            self.end_expired_leases(now);
+        }
         let mut spent = 0;
-        let state = loop {
-            if !self.wants_cleaning() {
-                break CleanState::Idle;
-            }
-            if !self.is_cleaning() && !self.is_scarce() {
-                if !self.select_empty() {
-                    self.cleaner.maybe_empty = false;
-                    break CleanState::Idle;
-                }
-            } else if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_IN_BACKGROUND) {
-                if self.waits_for_pins(LEAST_GAIN_IN_BACKGROUND) {
-                    break CleanState::Blocked;
-                }
-                self.cleaner.idle_until = self.cleaner.died_bytes + self.least_gain(1);
-                break CleanState::Idle;
-            }
-            if spent >= budget_bytes && spent > 0 {
-                break CleanState::More;
-            }
-            match self.advance(&mut spent, budget_bytes) {
-                Step::Finished => {}
-                Step::OutOfBudget => break CleanState::More,
-                Step::Blocked => break CleanState::Blocked,
-            }
-        };
+        if self.tables.has_dropped() {
+            let buckets = (budget_bytes / BUCKET_COST_BYTES).max(1);
+            spent += self.sweep_dropped(buckets) * BUCKET_COST_BYTES;
+        }
+        if self.wants_sweep(now) {
+            self.sweep_expired(&mut spent, budget_bytes, now);
+        }
+        let state = self.clean_segments(&mut spent, budget_bytes, now);
         CleanProgress {
             moved_bytes: self.cleaner.bytes_moved - moved,
             segments_cleaned: self.cleaner.segments_cleaned - cleaned,
@@ -122,18 +111,59 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
     }
 
+    fn clean_segments(&mut self, spent: &mut usize, budget: usize, now: u64) -> CleanState {
+        loop {
+            if !self.wants_cleaning(now) {
+                return CleanState::Idle;
+            }
+            if *spent >= budget && *spent > 0 {
+                return CleanState::More;
+            }
+            if !self.is_cleaning() && !self.is_scarce() {
+                if self.cleaner.maybe_empty && !self.select_empty() {
+                    self.cleaner.maybe_empty = false;
+                }
+                if !self.is_cleaning() {
+                    return if self.has_chores(now) {
+                        CleanState::More
+                    } else {
+                        CleanState::Idle
+                    };
+                }
+            } else if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_IN_BACKGROUND) {
+                if self.waits_for_release(LEAST_GAIN_IN_BACKGROUND) {
+                    return CleanState::Blocked;
+                }
+                self.cleaner.idle_until = self.cleaner.died_bytes + self.least_gain(1);
+                return CleanState::Idle;
+            }
+            match self.advance(spent, budget, now) {
+                Step::Finished => {}
+                Step::OutOfBudget => return CleanState::More,
+                Step::Blocked => return CleanState::Blocked,
+            }
+        }
+    }
+
     /// Whether [`Self::clean`] has something to do: cheap, for an idle loop.
     #[must_use]
-    pub fn wants_cleaning(&self) -> bool {
+    pub fn wants_cleaning(&self, now: u64) -> bool {
         self.is_cleaning()
             || (self.is_scarce() && self.cleaner.died_bytes >= self.cleaner.idle_until)
             || (self.cleaner.maybe_empty && !self.is_scarce())
+            || self.has_chores(now)
+    }
+
+    /// Whether there is work that frees no segment by itself.
+    fn has_chores(&self, now: u64) -> bool {
+        self.tables.has_dropped() || self.wants_sweep(now) || self.leases.any_expired(now)
     }
 
     /// Whether free segments are so few that cleaning is worth copying for.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
-        self.log.free_segments() < self.low_water()
+        let free = self.log.free_segments();
+        free < self.low_water() && free + self.log.resting_segments() < self.low_water()
     }
 
     /// Free segments below which the cleaner works. Few: the longer it waits, the more of what it finds is dead.
@@ -142,22 +172,26 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     }
 
     /// Cleans until a segment is free beyond the cleaner's reserve. Errors: nothing (more) to gain, or only pinned segments.
-    pub(crate) fn clean_for_write(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn clean_for_write(&mut self, now: u64) -> Result<(), StoreError> {
         if !self.is_cleaning() && self.cleaner.died_bytes < self.cleaner.futile_until {
             return Err(self.full());
         }
         for _ in 0..MAX_SYNC_VICTIMS {
             if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_FOR_WRITE) {
-                if self.waits_for_pins(LEAST_GAIN_FOR_WRITE) {
+                if self.waits_for_release(LEAST_GAIN_FOR_WRITE) {
                     return Err(StoreError::Busy);
                 }
                 break;
             }
-            if let Step::Blocked = self.advance(&mut 0, usize::MAX) {
+            if let Step::Blocked = self.advance(&mut 0, usize::MAX, now) {
                 return Err(StoreError::Busy);
             }
             if self.log.free_segments() > CLEANER_RESERVE_SEGMENTS {
                 return Ok(());
+            }
+            if self.log.resting_segments() > 0 {
+                // Enough is freed; it only has to rest.
+                return Err(StoreError::Busy);
             }
         }
         let segment_bytes = self.log.layout.segment_bytes() as u64;
@@ -178,8 +212,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         })
     }
 
-    /// Whether segments would be freed, or worth cleaning, if nothing pinned them.
-    fn waits_for_pins(&self, least_gain: u64) -> bool {
+    /// Whether segments would be free, or worth cleaning, if nothing pinned them and they had rested.
+    fn waits_for_release(&self, least_gain: u64) -> bool {
         let least = self.least_gain(least_gain);
         self.log.segments.iter().any(|segment| {
             segment.state == State::Quarantined
@@ -196,7 +230,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// Bytes that cleaning `segment` is expected to free.
     fn gain(&self, segment: &Segment) -> u64 {
-        let payload = (self.log.layout.segment_bytes() - SEGMENT_HEADER_BYTES) as u64;
+        let payload = self.log.layout.payload_bytes() as u64;
         payload.saturating_sub(self.kept(segment))
     }
 
@@ -206,7 +240,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let dead = self.cleaner.dead_objects;
         let counters = (COUNTERS * self.log.layout.buckets) as u64;
         let needed = u64::from(segment.tombstones).saturating_mul(dead) / (dead + counters);
-        u64::from(segment.live) + needed
+        u64::from(segment.live) + u64::from(segment.records) + needed
     }
 
     /// Chooses the segment whose cleaning pays best: benefit (space, and how long it is likely to stay as it is) over cost,
@@ -244,34 +278,38 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let Some((_, _, index)) = best else {
             return false;
         };
-        self.begin(index);
+        self.begin_victim(index);
         true
     }
 
     /// Chooses a segment that costs nothing to move.
     fn select_empty(&mut self) -> bool {
         let empty = self.log.segments.iter().position(|s| {
-            s.state == State::Sealed && s.open_reservations == 0 && s.live == 0 && s.tombstones == 0
+            s.state == State::Sealed
+                && s.open_reservations == 0
+                && s.live == 0
+                && s.tombstones == 0
+                && s.records == 0
         });
         match empty {
             Some(index) => {
-                self.begin(index as u32);
+                self.begin_victim(index as u32);
                 true
             }
             None => false,
         }
     }
 
-    fn begin(&mut self, index: u32) {
+    fn begin_victim(&mut self, index: u32) {
         self.log.segments[index as usize].state = State::Victim;
         self.cleaner.victim = Some(Victim {
             segment: index,
-            cursor: SEGMENT_HEADER_BYTES,
+            cursor: self.log.layout.prologue_bytes(),
         });
     }
 
     /// Cleans the victim until it is done or `spent` has reached `budget`.
-    fn advance(&mut self, spent: &mut usize, budget: usize) -> Step {
+    fn advance(&mut self, spent: &mut usize, budget: usize, now: u64) -> Step {
         let Some(Victim {
             segment,
             mut cursor,
@@ -285,28 +323,28 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             if *spent >= budget && *spent > 0 {
                 return Step::OutOfBudget;
             }
-            let moved = self
-                .readable(segment, start + cursor, used - cursor)
-                .map(|header| (header, self.clean_entry(start + cursor, &header, segment)));
-            let Some((header, moved)) = moved else {
-                return self.give_up(segment);
+            let Some(header) = self.readable(segment, start + cursor, used - cursor) else {
+                return self.leave_alone(segment);
             };
-            match moved {
+            match self.clean_entry(start + cursor, &header, segment, now) {
                 Moved::Bytes(bytes) => *spent += SCAN_COST_BYTES + bytes,
                 Moved::Blocked => return Step::Blocked,
-                Moved::Lost => return self.give_up(segment),
+                Moved::Lost => return self.leave_alone(segment),
             }
             cursor += header.total_bytes();
             self.cleaner.victim = Some(Victim { segment, cursor });
         }
         self.cleaner.victim = None;
         self.cleaner.segments_cleaned += 1;
-        self.log.retire(self.region.as_mut(), segment);
+        // What the segment said of the safe version must be said elsewhere before its bytes are reused.
+        self.log_safe_version();
+        self.log
+            .retire(self.region.as_mut(), segment, self.safe_version);
         Step::Finished
     }
 
     /// The header at `offset`, if it is one of this segment's and ends within `room`.
-    fn readable(&self, segment: u32, offset: usize, room: usize) -> Option<EntryHeader> {
+    pub(crate) fn readable(&self, segment: u32, offset: usize, room: usize) -> Option<EntryHeader> {
         let header = EntryHeader::parse(&self.region.as_ref()[offset..]).ok()?;
         let generation = self.log.segments[segment as usize].generation;
         (header.generation() == generation && header.total_bytes() <= room).then_some(header)
@@ -314,123 +352,15 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// Leaves a segment alone whose entries cannot be followed: what the table refers to in it still serves reads.
     #[cold]
-    fn give_up(&mut self, segment: u32) -> Step {
+    fn leave_alone(&mut self, segment: u32) -> Step {
         self.log.segments[segment as usize].state = State::Damaged;
         self.cleaner.victim = None;
         Step::Finished
     }
-
-    fn clean_entry(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
-        match header.kind {
-            EntryKind::Object if header.is_live() => self.move_object(entry, header, victim),
-            EntryKind::Object => {
-                let mem = self.region.as_mut();
-                let hash = super::hash64(self.seed, key_at(mem, entry));
-                self.table.uncount_dead(mem, hash);
-                self.cleaner.dead_objects = self.cleaner.dead_objects.saturating_sub(1);
-                self.cleaner.bytes_freed += header.total_bytes() as u64;
-                Moved::Bytes(0)
-            }
-            EntryKind::Tombstone => self.move_tombstone(entry, header, victim),
-            _ => Moved::Bytes(0),
-        }
-    }
-
-    fn survivor_room(&mut self, bytes: usize) -> bool {
-        self.log.fits(Target::Survivor, bytes)
-            || self
-                .log
-                .roll(self.region.as_mut(), Target::Survivor, self.safe_version)
-    }
-
-    fn move_object(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
-        let bytes = header.total_bytes();
-        let mem = self.region.as_ref();
-        let hash = super::hash64(self.seed, key_at(mem, entry));
-        let Some(slot) = self.table.find(mem, hash, |found| found == entry) else {
-            return Moved::Lost;
-        };
-        if !self.survivor_room(bytes) {
-            return Moved::Blocked;
-        }
-        let mem = self.region.as_mut();
-        let Some((to, generation)) = self.log.append(mem, Target::Survivor, bytes) else {
-            return Moved::Blocked;
-        };
-        mem.copy_within(entry + 8..entry + bytes, to + 8);
-        store_u64(mem, to, generation << 1 | STATE_LIVE);
-        clear_live(mem, entry);
-        Table::redirect(mem, slot.at, to);
-        self.log.segment_at(to).live += bytes as u32;
-        let from = &mut self.log.segments[victim as usize];
-        from.live -= bytes as u32;
-        let epoch = from.epoch;
-        self.log.bytes.dead += bytes as u64;
-        self.moved(bytes, epoch)
-    }
-
-    fn move_tombstone(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
-        let bytes = entry_bytes(usize::from(header.key_len), 0);
-        if self.tombstone_needed(entry, header) {
-            if !self.survivor_room(bytes) {
-                return Moved::Blocked;
-            }
-            let mem = self.region.as_mut();
-            let Some((to, generation)) = self.log.append(mem, Target::Survivor, bytes) else {
-                return Moved::Blocked;
-            };
-            let end = entry + ENTRY_HEADER_BYTES + usize::from(header.key_len);
-            mem.copy_within(entry..end, to);
-            // One that was made in place leaves its value behind here.
-            let header = EntryHeader {
-                state: generation << 1,
-                flags: 0,
-                value_len: 0,
-                ..*header
-            };
-            let new = &mut mem[to..to + bytes];
-            header.emit(new);
-            seal_checksum(new, &header);
-            self.log.segment_at(to).tombstones += bytes as u32;
-            self.log.bytes.tombstones += bytes as u64;
-            let epoch = self.log.segments[victim as usize].epoch;
-            self.forget_tombstone(victim, bytes);
-            self.moved(bytes, epoch)
-        } else {
-            self.forget_tombstone(victim, bytes);
-            self.cleaner.tombstones_dropped += 1;
-            self.cleaner.bytes_freed += bytes as u64;
-            Moved::Bytes(0)
-        }
-    }
-
-    fn forget_tombstone(&mut self, victim: u32, bytes: usize) {
-        self.log.segments[victim as usize].tombstones -= bytes as u32;
-        self.log.bytes.tombstones -= bytes as u64;
-        self.log.bytes.dead += bytes as u64;
-    }
-
-    fn moved(&mut self, bytes: usize, epoch: u64) -> Moved {
-        self.log.age_survivor(bytes, epoch);
-        self.cleaner.bytes_moved += bytes as u64;
-        Moved::Bytes(bytes)
-    }
-
-    /// A tombstone hides dead versions of its key from a replay. It is needless when none lies in the log, or when the key
-    /// exists again: then the newer object hides them.
-    fn tombstone_needed(&self, entry: usize, header: &EntryHeader) -> bool {
-        let mem = self.region.as_ref();
-        let key = key_at(mem, entry);
-        let hash = self.hash(key);
-        self.table.dead_count(mem, hash) > 0
-            && self
-                .lookup(hash, key)
-                .is_none_or(|slot| version_at(mem, slot.entry) <= header.version)
-    }
 }
 
 /// What became of one entry of a victim.
-enum Moved {
+pub(crate) enum Moved {
     /// Done, with so many bytes copied.
     Bytes(usize),
     /// No survivor to move to.

@@ -1,20 +1,22 @@
 //! The format of a log entry, shared by the engine, the server's replies, clients and replay.
 //!
-//! An entry starts at a multiple of 8 bytes: a 32-byte header, the key, the value, padding to 8. All integers are
-//! little-endian.
+//! An entry starts at a multiple of 8 bytes: a 32-byte header, the key, the value, with [`FLAG_EXPIRES`] 8 bytes of expiry,
+//! padding to 8. All integers are little-endian.
 //!
 //! | bytes | field | |
 //! | --- | --- | --- |
 //! | 0..8 | state | segment generation << 1, bit 0: live. Outside the checksum; a one-sided reader checks it |
-//! | 8..12 | crc | CRC-32C of bytes 12.. to the end of the value (of the key, in a tombstone) |
+//! | 8..12 | crc | CRC-32C of bytes 12.. to the end of value and expiry (of the key, in a tombstone) |
 //! | 12 | kind | [`EntryKind`] |
-//! | 13 | flags | [`FLAG_IN_PLACE`] |
+//! | 13 | flags | [`FLAG_IN_PLACE`], [`FLAG_EXPIRES`], [`FLAG_RETIRED`] |
 //! | 14..16 | key_len | |
 //! | 16..20 | value_len | |
-//! | 20..24 | table | 0: the only table so far |
-//! | 24..32 | version | of the object; of a segment header, the store's safe version when the segment was opened |
+//! | 20..24 | table | id of the key's table; 0 is the default table |
+//! | 24..32 | version | of the object; of a segment header or [`EntryKind::SafeVersion`], the store's safe version then |
+//!
+//! The state word is written last and cleared first: an entry whose state word says live is complete, and current.
 
-use super::mem::{load_u16, load_u32, load_u64, store_u32, store_u64};
+use super::mem::{load_u16, load_u32, load_u64, order, store_u32, store_u64};
 use crate::crc::crc32c;
 use thiserror::Error;
 
@@ -30,6 +32,16 @@ pub const STATE_LIVE: u64 = 1;
 /// On a tombstone: the object was turned into its own tombstone where it stood, because the log had no room for another
 /// entry. Its value still occupies the log and is dead.
 pub const FLAG_IN_PLACE: u8 = 1;
+
+/// On an object: its value is followed by the time (u64, ns) from which on it does not exist any more. On a tombstone made
+/// in place: that much more of it is dead.
+pub const FLAG_EXPIRES: u8 = 2;
+
+/// On a segment header: what follows was moved elsewhere or is dead; the segment is no part of the log any more.
+pub const FLAG_RETIRED: u8 = 4;
+
+/// Bytes of an expiry.
+pub const EXPIRY_BYTES: usize = 8;
 
 const CRC: usize = 8;
 const CHECKED: usize = 12;
@@ -50,11 +62,12 @@ pub enum EntryKind {
     Object = 2,
     /// A removed key; its version is that of the newest object it hides.
     Tombstone = 3,
-    /// Reserved: a raise of the safe version outside a segment header.
+    /// A raise of the safe version outside a segment header.
     SafeVersion = 4,
-    /// Reserved: the result of a request, kept so that a retry does not execute again.
+    /// The result of a request, kept so that a retry does not execute again ([`super::Outcome`]).
     ResultRecord = 5,
-    /// Reserved: the list of segments that make up the log, for replicas.
+    /// Second entry of a segment: the segments that make up the log. Value: for each segment of the region the generation
+    /// (u64) that it held when this segment was opened, 0 if it was no part of the log.
     Digest = 6,
     /// Space handed out whose value is still being written.
     Pending = 7,
@@ -111,6 +124,12 @@ pub const fn entry_bytes(key_len: usize, value_len: usize) -> usize {
     (ENTRY_HEADER_BYTES + key_len + value_len).next_multiple_of(ENTRY_ALIGN)
 }
 
+/// Bytes of expiry that `flags` announce.
+#[inline(always)]
+const fn expiry_bytes(flags: u8) -> usize {
+    (flags & FLAG_EXPIRES) as usize * (EXPIRY_BYTES / FLAG_EXPIRES as usize)
+}
+
 /// A parsed entry header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryHeader {
@@ -120,13 +139,13 @@ pub struct EntryHeader {
     pub crc: u32,
     /// What the entry is.
     pub kind: EntryKind,
-    /// [`FLAG_IN_PLACE`] or 0.
+    /// [`FLAG_IN_PLACE`], [`FLAG_EXPIRES`], [`FLAG_RETIRED`].
     pub flags: u8,
     /// Bytes of key.
     pub key_len: u16,
     /// Bytes of value.
     pub value_len: u32,
-    /// The table that the key belongs to; 0.
+    /// The table that the key belongs to.
     pub table: u32,
     /// Version of the object.
     pub version: u64,
@@ -155,11 +174,10 @@ impl EntryHeader {
         })
     }
 
-    /// Writes the header, all but its checksum, over the first 32 bytes of `bytes`.
-    #[inline]
+    /// Writes the header, all but checksum and state word, over the first 32 bytes of `bytes`.
+    #[inline(always)]
     pub(crate) fn emit(&self, bytes: &mut [u8]) {
         let bytes = &mut bytes[..ENTRY_HEADER_BYTES];
-        store_u64(bytes, 0, self.state);
         bytes[KIND] = self.kind as u8;
         bytes[FLAGS] = self.flags;
         bytes[KEY_LEN..VALUE_LEN].copy_from_slice(&self.key_len.to_le_bytes());
@@ -180,24 +198,33 @@ impl EntryHeader {
         self.state & STATE_LIVE != 0
     }
 
+    /// Bytes of header, key, value and expiry, without padding.
+    #[must_use]
+    #[inline(always)]
+    pub const fn span_bytes(&self) -> usize {
+        ENTRY_HEADER_BYTES
+            + self.key_len as usize
+            + self.value_len as usize
+            + expiry_bytes(self.flags)
+    }
+
     /// Bytes that the entry takes in the log, padding included.
     #[must_use]
     #[inline(always)]
     pub const fn total_bytes(&self) -> usize {
-        entry_bytes(self.key_len as usize, self.value_len as usize)
+        self.span_bytes().next_multiple_of(ENTRY_ALIGN)
     }
 
     /// End of what the checksum covers, relative to the entry.
     const fn checked_end(&self) -> usize {
-        let key_end = ENTRY_HEADER_BYTES + self.key_len as usize;
         match self.kind {
-            EntryKind::Tombstone => key_end,
-            _ => key_end + self.value_len as usize,
+            EntryKind::Tombstone => ENTRY_HEADER_BYTES + self.key_len as usize,
+            _ => self.span_bytes(),
         }
     }
 }
 
-/// A view of one whole entry: header, key and value.
+/// A view of one whole entry: header, key, value and expiry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<'a> {
     header: EntryHeader,
@@ -208,7 +235,7 @@ impl<'a> Entry<'a> {
     /// Views the entry at the start of `bytes`; what follows it is ignored. Errors: cut off, or no known kind.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EntryError> {
         let header = EntryHeader::parse(bytes)?;
-        let needed = ENTRY_HEADER_BYTES + usize::from(header.key_len) + header.value_len as usize;
+        let needed = header.span_bytes();
         let bytes = bytes.get(..needed).ok_or(EntryError::Truncated {
             needed,
             available: bytes.len(),
@@ -231,7 +258,17 @@ impl<'a> Entry<'a> {
     /// The value.
     #[must_use]
     pub fn value(&self) -> &'a [u8] {
-        &self.bytes[ENTRY_HEADER_BYTES + usize::from(self.header.key_len)..]
+        let start = ENTRY_HEADER_BYTES + usize::from(self.header.key_len);
+        &self.bytes[start..start + self.header.value_len as usize]
+    }
+
+    /// From when on the object does not exist any more, ns; [`super::NEVER`] if it stays.
+    #[must_use]
+    pub fn expires(&self) -> u64 {
+        match expiry_bytes(self.header.flags) {
+            0 => super::NEVER,
+            bytes => load_u64(self.bytes, self.bytes.len() - bytes),
+        }
     }
 
     /// Compares the checksum. Errors: it differs.
@@ -248,11 +285,21 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Computes and stores the checksum of the entry at the start of `bytes`, whose header is `header`.
-#[inline]
-pub(crate) fn seal_checksum(bytes: &mut [u8], header: &EntryHeader) {
+/// Computes and stores the checksum of the entry at the start of `bytes`, whose header is `header`, then its state word: with
+/// that the entry is part of the log.
+#[inline(always)]
+pub(crate) fn seal(bytes: &mut [u8], header: &EntryHeader) {
     let crc = crc32c(&bytes[CHECKED..header.checked_end()]);
     store_u32(bytes, CRC, crc);
+    order();
+    store_u64(bytes, 0, header.state);
+}
+
+/// Stores the state word of the entry at the start of `bytes`.
+#[inline(always)]
+pub(crate) fn set_state(bytes: &mut [u8], state: u64) {
+    order();
+    store_u64(bytes, 0, state);
 }
 
 /// Length of the key of the entry at `offset`: all that a lookup reads before it compares.
@@ -280,9 +327,37 @@ pub(crate) fn version_at(mem: &[u8], offset: usize) -> u64 {
     load_u64(mem, offset + VERSION)
 }
 
-/// Clears the live bit of the entry at `offset`.
+/// Table of the entry at `offset`.
+#[inline(always)]
+pub(crate) fn table_at(mem: &[u8], offset: usize) -> u32 {
+    load_u32(mem, offset + TABLE)
+}
+
+/// Bytes that the entry at `offset` takes in the log.
+#[inline(always)]
+pub(crate) fn total_at(mem: &[u8], offset: usize) -> usize {
+    let bytes = ENTRY_HEADER_BYTES
+        + key_len_at(mem, offset)
+        + value_len_at(mem, offset)
+        + expiry_bytes(mem[offset + FLAGS]);
+    bytes.next_multiple_of(ENTRY_ALIGN)
+}
+
+/// Expiry of the object at `offset`, [`super::NEVER`] if it has none.
+#[inline(always)]
+pub(crate) fn expires_at(mem: &[u8], offset: usize) -> u64 {
+    if mem[offset + FLAGS] & FLAG_EXPIRES == 0 {
+        return super::NEVER;
+    }
+    let end = ENTRY_HEADER_BYTES + key_len_at(mem, offset) + value_len_at(mem, offset);
+    load_u64(mem, offset + end)
+}
+
+/// Clears the live bit of the entry at `offset`, before anything that follows from its death is stored.
 #[inline(always)]
 pub(crate) fn clear_live(mem: &mut [u8], offset: usize) {
     let state = load_u64(mem, offset);
+    order();
     store_u64(mem, offset, state & !STATE_LIVE);
+    order();
 }

@@ -34,6 +34,14 @@ fn half(bytes: &[u8], at: usize) -> u64 {
     u64::from(super::mem::load_u32(bytes, at))
 }
 
+/// The seed of `table`'s keys in a store with `seed`: equal keys of different tables have nothing in common. That of the default
+/// table (0) is the store's.
+#[must_use]
+#[inline(always)]
+pub const fn table_seed(seed: u64, table: u32) -> u64 {
+    seed ^ (table as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// The 64-bit hash of `key` under `seed`.
 #[must_use]
 #[inline]

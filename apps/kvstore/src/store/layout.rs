@@ -2,28 +2,53 @@
 //!
 //! | from 0 | what |
 //! | --- | --- |
-//! | 0..64 | superblock: what a reader needs to find the rest |
-//! | 64.. | hash table: `buckets` lines of 64 bytes |
+//! | 0..128 | superblock: what a reader needs to find the rest |
+//! | 128.. | hash table: `buckets` lines of 64 bytes |
 //! | .. | four u32 counters per bucket: dead objects of a quarter of its hashes still in the log |
 //! | .. | first pool of overflow buckets |
 //! | `log`.. | `segments` segments of 2^`segment_shift` bytes |
+//!
+//! The superblock, little-endian:
+//!
+//! | bytes | |
+//! | --- | --- |
+//! | 0..8 | magic |
+//! | 8..12 | format version; it also stands for the formats of buckets and entries |
+//! | 12..16 | `segment_shift` |
+//! | 16..24 | `buckets` |
+//! | 24..32 | `log` |
+//! | 32..40 | `segments` |
+//! | 40..48 | seed of the key hash |
+//! | 48..56 | bytes of the region |
+//! | 56..64 | incarnation: differs between two stores in one place, as the caller chose it |
+//! | 64..72 | quarantine, ns: how long memory that was freed keeps its bytes at least |
+//! | 72..76 | key hash: 1 is [`super::hash64`] with [`super::table_seed`] |
+//! | 76..80 | CRC-32C of bytes 0..76 |
 
-use super::StoreError;
+use super::entry::entry_bytes;
+use super::index::{BUCKET_BYTES, COUNTER_BYTES};
 use super::mem::{load_u32, load_u64, store_u32, store_u64};
-use super::table::{BUCKET_BYTES, COUNTER_BYTES};
+use super::segment::SEGMENT_HEADER_BYTES;
+use super::{Config, StoreError};
+use crate::crc::crc32c;
 use crate::limits::{
     MAX_AUTO_SEGMENT_BYTES, MAX_REGION_BYTES, MAX_SEGMENT_BYTES, MIN_AUTO_SEGMENT_BYTES,
-    MIN_SEGMENT_BYTES, MIN_SEGMENTS, SEGMENTS_PER_REGION, TABLE_FRACTION,
+    MIN_SEGMENT_BYTES, MIN_SEGMENTS, PROLOGUE_FRACTION, SEGMENTS_PER_REGION, TABLE_FRACTION,
 };
 
 /// Bytes of the superblock.
-pub const SUPERBLOCK_BYTES: usize = 64;
+pub const SUPERBLOCK_BYTES: usize = 128;
+
+/// The key hash of this format.
+const HASH_FUNCTION: u32 = 1;
+
+const SUPERBLOCK_CRC: usize = 76;
 
 /// First eight bytes of a region that holds a store ("hyvstore").
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"hyvstore");
 
 /// Version of the region's format.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Bytes of the front per bucket: the bucket, its counters, and an eighth of an overflow bucket.
 const FRONT_BYTES_PER_BUCKET: usize = BUCKET_BYTES + COUNTER_BYTES + BUCKET_BYTES / 8;
@@ -80,6 +105,12 @@ impl Layout {
                 needed: needed.next_multiple_of(4096),
             });
         }
+        if prologue_bytes(segments) > segment / PROLOGUE_FRACTION {
+            return Err(StoreError::SegmentsTooMany {
+                segments,
+                bytes: segment,
+            });
+        }
         // What is left of the region after whole segments goes to the table.
         let log = (region_bytes - segments * segment) & !(BUCKET_BYTES - 1);
         let buckets = (log - SUPERBLOCK_BYTES - 2 * BUCKET_BYTES) / FRONT_BYTES_PER_BUCKET;
@@ -107,21 +138,38 @@ impl Layout {
         self.log + ((index as usize) << self.segment_shift)
     }
 
-    /// Writes the superblock: magic, format version, segment shift, buckets, log offset, segments, seed.
-    pub(crate) fn emit(&self, seed: u64, mem: &mut [u8]) {
+    /// Bytes at the start of each segment: its header, and the digest.
+    #[must_use]
+    pub const fn prologue_bytes(&self) -> usize {
+        prologue_bytes(self.segments)
+    }
+
+    /// Bytes of a segment that entries can have.
+    #[must_use]
+    pub const fn payload_bytes(&self) -> usize {
+        self.segment_bytes() - self.prologue_bytes()
+    }
+
+    /// Writes the superblock.
+    pub(crate) fn emit(&self, config: &Config, mem: &mut [u8]) {
         store_u32(mem, 8, FORMAT_VERSION);
         store_u32(mem, 12, self.segment_shift);
         store_u64(mem, 16, self.buckets as u64);
         store_u64(mem, 24, self.log as u64);
         store_u64(mem, 32, self.segments as u64);
-        store_u64(mem, 40, seed);
+        store_u64(mem, 40, config.seed);
         store_u64(mem, 48, self.region_bytes as u64);
+        store_u64(mem, 56, config.incarnation);
+        store_u64(mem, 64, config.quarantine_ns);
+        store_u32(mem, 72, HASH_FUNCTION);
         store_u64(mem, 0, SUPERBLOCK_MAGIC);
+        let crc = crc32c(&mem[..SUPERBLOCK_CRC]);
+        store_u32(mem, SUPERBLOCK_CRC, crc);
     }
 
-    /// Reads a superblock and checks it against the region's size. Errors: not a store, another format, or sizes that do
-    /// not fit the region.
-    pub fn parse(mem: &[u8]) -> Result<(Self, u64), StoreError> {
+    /// Reads a superblock ([`SUPERBLOCK_BYTES`]): where things lie, and how the store was set up. Errors: not a store, another
+    /// format, or sizes that contradict each other.
+    pub fn parse(mem: &[u8]) -> Result<(Self, Config), StoreError> {
         if mem.len() < SUPERBLOCK_BYTES || load_u64(mem, 0) != SUPERBLOCK_MAGIC {
             return Err(StoreError::NotAStore);
         }
@@ -129,24 +177,37 @@ impl Layout {
         if version != FORMAT_VERSION {
             return Err(StoreError::Format { version });
         }
-        let shift = load_u32(mem, 12);
-        let region_bytes = load_u64(mem, 48) as usize;
-        if !(MIN_SEGMENT_BYTES.trailing_zeros()..=MAX_SEGMENT_BYTES.trailing_zeros())
-            .contains(&shift)
-            || region_bytes > mem.len()
+        if load_u32(mem, SUPERBLOCK_CRC) != crc32c(&mem[..SUPERBLOCK_CRC])
+            || load_u32(mem, 72) != HASH_FUNCTION
         {
             return Err(StoreError::NotAStore);
         }
-        let layout = Self::plan(region_bytes, Some(1 << shift))?;
+        let shift = load_u32(mem, 12);
+        let smallest = MIN_SEGMENT_BYTES.trailing_zeros();
+        if !(smallest..=MAX_SEGMENT_BYTES.trailing_zeros()).contains(&shift) {
+            return Err(StoreError::NotAStore);
+        }
+        let layout = Self::plan(load_u64(mem, 48) as usize, Some(1 << shift))?;
         let same = load_u64(mem, 16) == layout.buckets as u64
             && load_u64(mem, 24) == layout.log as u64
             && load_u64(mem, 32) == layout.segments as u64;
+        let config = Config {
+            seed: load_u64(mem, 40),
+            segment_bytes: Some(layout.segment_bytes()),
+            quarantine_ns: load_u64(mem, 64),
+            incarnation: load_u64(mem, 56),
+        };
         if same {
-            Ok((layout, load_u64(mem, 40)))
+            Ok((layout, config))
         } else {
             Err(StoreError::NotAStore)
         }
     }
+}
+
+/// Bytes of header and digest in a store of so many segments.
+const fn prologue_bytes(segments: usize) -> usize {
+    SEGMENT_HEADER_BYTES + entry_bytes(0, 8 * segments)
 }
 
 #[cfg(test)]
@@ -186,10 +247,25 @@ mod tests {
         let mut mem = alloc::vec![0; 1 << 20];
         assert_eq!(Layout::parse(&mem), Err(StoreError::NotAStore));
         let layout = Layout::plan(mem.len(), Some(16 << 10)).unwrap();
-        layout.emit(77, &mut mem);
-        assert_eq!(Layout::parse(&mem), Ok((layout, 77)));
-        assert_eq!(Layout::parse(&mem[..1 << 19]), Err(StoreError::NotAStore));
-        mem[8] = 9;
-        assert_eq!(Layout::parse(&mem), Err(StoreError::Format { version: 9 }));
+        let config = Config {
+            seed: 77,
+            segment_bytes: Some(16 << 10),
+            quarantine_ns: 5,
+            incarnation: 6,
+        };
+        layout.emit(&config, &mut mem);
+        let superblock = &mut mem[..SUPERBLOCK_BYTES];
+        assert_eq!(Layout::parse(superblock), Ok((layout, config)));
+        assert_eq!(Layout::parse(&superblock[..64]), Err(StoreError::NotAStore));
+        for byte in 0..SUPERBLOCK_CRC + 4 {
+            superblock[byte] ^= 4;
+            assert!(Layout::parse(superblock).is_err(), "byte {byte}");
+            superblock[byte] ^= 4;
+        }
+        superblock[8] = 9;
+        assert_eq!(
+            Layout::parse(superblock),
+            Err(StoreError::Format { version: 9 })
+        );
     }
 }

@@ -24,3 +24,9 @@ pub(crate) fn store_u32(mem: &mut [u8], offset: usize, value: u32) {
 pub(crate) fn load_u16(mem: &[u8], offset: usize) -> u16 {
     u16::from_le_bytes(mem[offset..offset + 2].try_into().unwrap_or([0; 2]))
 }
+
+/// Keeps stores in the order of the program for whoever reads the region meanwhile. On x86-64 this binds the compiler only.
+#[inline(always)]
+pub(crate) fn order() {
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
+}

@@ -1,10 +1,11 @@
 //! Rebuilding a store from the log of another.
 
-use super::entry::{Entry, EntryKind};
+use super::entry::{Entry, EntryKind, FLAG_RETIRED, key_at, table_at};
 use super::layout::Layout;
 use super::mem::load_u64;
 use super::segment::SEGMENT_HEADER_BYTES;
-use super::{Store, StoreError};
+use super::tables::{DIRECTORY, DIRECTORY_PLACE};
+use super::{NEVER, Outcome, Store, StoreError, Write};
 use alloc::vec::Vec;
 
 /// A walk over the entries of every segment that is part of a log.
@@ -29,6 +30,28 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What the first entry of a segment says.
+struct SegmentHeader {
+    generation: u64,
+    retired: bool,
+}
+
+/// The header of segment `index`; none if it was never used, or is damaged.
+fn segment_header(mem: &[u8], layout: &Layout, index: u32) -> Option<SegmentHeader> {
+    let start = layout.segment_offset(index);
+    let entry = Entry::parse(&mem[start..start + SEGMENT_HEADER_BYTES]).ok()?;
+    let header = entry.header();
+    let valid = header.kind == EntryKind::SegmentHeader
+        && entry.value().len() == 16
+        && header.generation() != 0
+        && load_u64(entry.value(), 0) == header.generation()
+        && entry.verify().is_ok();
+    valid.then(|| SegmentHeader {
+        generation: header.generation(),
+        retired: header.flags & FLAG_RETIRED != 0,
+    })
+}
+
 impl<'a> Iterator for Walk<'a> {
     type Item = Result<(usize, Entry<'a>), StoreError>;
 
@@ -39,17 +62,11 @@ impl<'a> Iterator for Walk<'a> {
                     return None;
                 }
                 let start = self.layout.segment_offset(self.segment);
+                let header = segment_header(self.mem, &self.layout, self.segment);
                 self.segment += 1;
-                self.generation = load_u64(self.mem, start) >> 1;
-                let header = Entry::parse(&self.mem[start..start + SEGMENT_HEADER_BYTES]);
-                // A segment without a header is free, retired, or holds overflow buckets.
-                if let Ok(header) = header
-                    && header.header().kind == EntryKind::SegmentHeader
-                    && header.value().len() == 16
-                    && self.generation != 0
-                    && load_u64(header.value(), 0) == self.generation
-                    && header.verify().is_ok()
-                {
+                // A segment without a header is free; a retired one was cleaned, or holds overflow buckets.
+                if let Some(header) = header.filter(|header| !header.retired) {
+                    self.generation = header.generation;
                     self.at = Some((start, start + self.layout.segment_bytes()));
                 }
                 continue;
@@ -78,31 +95,123 @@ impl<'a> Iterator for Walk<'a> {
     }
 }
 
+/// Checks that every segment is there that the newest digest lists. Errors: one is missing, or there is no digest.
+fn check_digest(mem: &[u8], layout: &Layout) -> Result<(), StoreError> {
+    let headers: Vec<Option<SegmentHeader>> = (0..layout.segments as u32)
+        .map(|index| segment_header(mem, layout, index))
+        .collect();
+    let newest = headers
+        .iter()
+        .enumerate()
+        .filter_map(|(index, header)| Some((index, header.as_ref()?)))
+        .filter(|(_, header)| !header.retired)
+        .max_by_key(|(_, header)| header.generation);
+    let Some((index, head)) = newest else {
+        return Err(StoreError::Incomplete {
+            segment: 0,
+            generation: 0,
+        });
+    };
+    let at = layout.segment_offset(index as u32) + SEGMENT_HEADER_BYTES;
+    let end = layout.segment_offset(index as u32) + layout.prologue_bytes();
+    let damaged = |cause| StoreError::Damaged { offset: at, cause };
+    let digest = Entry::parse(&mem[at..end]).map_err(damaged)?;
+    digest.verify().map_err(damaged)?;
+    if digest.header().kind != EntryKind::Digest || digest.value().len() != 8 * layout.segments {
+        return Err(StoreError::Incomplete {
+            segment: index,
+            generation: head.generation,
+        });
+    }
+    for (segment, header) in headers.iter().enumerate() {
+        let generation = load_u64(digest.value(), 8 * segment);
+        // One that was cleaned since then says so, or holds a later segment that was.
+        let known = header.as_ref().map_or(0, |header| header.generation);
+        if known < generation {
+            return Err(StoreError::Incomplete {
+                segment,
+                generation,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What hides objects: for each hash the offset of a key and the highest version that is hidden.
+struct Hidden(Vec<(u64, usize, u64)>);
+
+impl Hidden {
+    fn covers(&self, source: &[u8], hash: u64, table: u32, key: &[u8], version: u64) -> bool {
+        let first = self.0.partition_point(|hidden| hidden.0 < hash);
+        self.0[first..]
+            .iter()
+            .take_while(|hidden| hidden.0 == hash)
+            .any(|&(_, at, limit)| {
+                limit >= version && table_at(source, at) == table && key_at(source, at) == key
+            })
+    }
+}
+
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Fills this empty store from the log in `source`, a region that held a store. Of each key the newest version is kept,
-    /// unless a tombstone hides it; live bits and the hash table of `source` are not looked at. Returns the objects now held.
+    /// unless a tombstone hides it, it has expired at `now`, or its table was dropped; live bits and the hash table of
+    /// `source` are not looked at. Tables, leases and the results of requests come with it. Returns the objects now held.
     ///
-    /// Errors: this store is not empty; `source` is no store, or its log is damaged; this store is too small.
-    pub fn replay(&mut self, source: &[u8]) -> Result<u64, StoreError> {
-        if !self.is_empty() || self.open_reservations > 0 {
+    /// Errors: this store is not empty; `source` is no store, or its log is damaged or incomplete; this store is too small.
+    pub fn replay(&mut self, source: &[u8], now: u64) -> Result<u64, StoreError> {
+        if self.objects > 0 || self.open_reservations > 0 || self.leases.len() > 0 {
             return Err(StoreError::NotEmpty {
                 objects: self.objects,
             });
         }
         let (layout, _) = Layout::parse(source)?;
-        let mut tombstones: Vec<(u64, usize, u64)> = Vec::new();
-        let mut safe_version = self.safe_version;
-        for item in Walk::new(source, layout) {
+        if layout.region_bytes > source.len() {
+            return Err(StoreError::NotAStore);
+        }
+        check_digest(source, &layout)?;
+        let walk = || Walk::new(source, layout);
+        let hidden = self.survey(source, walk(), now)?;
+        let directory = |entry: &Entry<'_>| entry.header().table == DIRECTORY;
+        self.replay_objects(source, walk(), &hidden, directory, now)?;
+        self.replay_objects(source, walk(), &hidden, |entry| !directory(entry), now)?;
+        for item in walk() {
+            let (_, entry) = item?;
+            if entry.header().kind == EntryKind::ResultRecord {
+                self.restore_acknowledged(&entry);
+            }
+        }
+        for item in walk() {
+            let (_, entry) = item?;
+            if entry.header().kind == EntryKind::ResultRecord {
+                self.restore_record(&entry, now)?;
+            }
+        }
+        // The head was opened before the safe version was known.
+        self.log_safe_version();
+        Ok(self.len())
+    }
+
+    /// Finds what hides objects, and how far versions have come.
+    fn survey(&mut self, source: &[u8], walk: Walk<'_>, now: u64) -> Result<Hidden, StoreError> {
+        let mut hidden = Vec::new();
+        for item in walk {
             let (at, entry) = item?;
-            let version = entry.header().version;
-            match entry.header().kind {
+            let header = entry.header();
+            let above = header.version.saturating_add(1);
+            match header.kind {
                 EntryKind::Tombstone => {
-                    tombstones.push((self.hash(entry.key()), at, version));
-                    safe_version = safe_version.max(version.saturating_add(1));
+                    hidden.push((self.hash(header.table, entry.key()), at, header.version));
+                    self.safe_version = self.safe_version.max(above);
                 }
-                EntryKind::Object => safe_version = safe_version.max(version.saturating_add(1)),
+                EntryKind::Object => {
+                    // One that has expired hides what came before it.
+                    if entry.expires() != NEVER && entry.expires() <= now {
+                        hidden.push((self.hash(header.table, entry.key()), at, header.version));
+                    }
+                    self.safe_version = self.safe_version.max(above);
+                }
                 EntryKind::SegmentHeader | EntryKind::SafeVersion => {
-                    safe_version = safe_version.max(version);
+                    self.safe_version = self.safe_version.max(header.version);
                 }
                 EntryKind::Pending
                 | EntryKind::Abandoned
@@ -110,34 +219,55 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 | EntryKind::Digest => {}
             }
         }
-        self.safe_version = safe_version;
-        tombstones.sort_unstable();
-        let hidden = |hash: u64, key: &[u8], version: u64| {
-            let first = tombstones.partition_point(|tombstone| tombstone.0 < hash);
-            tombstones[first..]
-                .iter()
-                .take_while(|tombstone| tombstone.0 == hash)
-                .any(|&(_, at, limit)| limit >= version && super::entry::key_at(source, at) == key)
-        };
-        for item in Walk::new(source, layout) {
+        hidden.sort_unstable();
+        debug_assert!(hidden.iter().all(|hidden| hidden.1 < source.len()));
+        Ok(Hidden(hidden))
+    }
+
+    fn replay_objects(
+        &mut self,
+        source: &[u8],
+        walk: Walk<'_>,
+        hidden: &Hidden,
+        wanted: impl Fn(&Entry<'_>) -> bool,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        for item in walk {
             let (_, entry) = item?;
-            if entry.header().kind != EntryKind::Object {
+            let (header, key) = (entry.header(), entry.key());
+            if header.kind != EntryKind::Object || !wanted(&entry) {
                 continue;
             }
-            let (key, version) = (entry.key(), entry.header().version);
-            let hash = self.hash(key);
-            let newer = self
-                .get_hashed(hash, key)
-                .is_none_or(|found| found.version < version);
-            if newer && !hidden(hash, key, version) {
-                self.put_versioned(hash, key, entry.value(), Some(version))?;
+            let Some(place) = self.tables.place(header.table) else {
+                continue;
+            };
+            let hash = self.hash(header.table, key);
+            let newer = self.lookup(hash, header.table, key).is_none_or(|slot| {
+                super::entry::version_at(self.region.as_ref(), slot.entry) < header.version
+            });
+            if !newer || hidden.covers(source, hash, header.table, key, header.version) {
+                continue;
+            }
+            let write = Write {
+                expires: entry.expires(),
+                ..Write::new(header.table, key, entry.value())
+            };
+            let outcome = |version| Outcome::Written { version };
+            self.append_object(
+                place,
+                hash,
+                &write,
+                Some(header.version),
+                None,
+                outcome,
+                now,
+            )?;
+            if place == DIRECTORY_PLACE {
+                self.tables.restore(key, entry.value());
+                self.restore_lease(key, entry.expires());
             }
         }
-        // The head was opened before the safe version was known.
-        let head = self.log.head;
-        self.log
-            .write_header(self.region.as_mut(), head, safe_version);
-        Ok(self.objects)
+        Ok(())
     }
 
     /// Every entry of the log, in no particular order: offset and entry.
@@ -145,5 +275,10 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         &self,
     ) -> impl Iterator<Item = Result<(usize, Entry<'_>), StoreError>> + use<'_, R> {
         Walk::new(self.region.as_ref(), *self.layout())
+    }
+
+    /// Checks the newest digest. Errors: a segment is missing that it lists.
+    pub(crate) fn check_own_digest(&self) -> Result<(), StoreError> {
+        check_digest(self.region.as_ref(), self.layout())
     }
 }

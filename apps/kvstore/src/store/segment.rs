@@ -1,8 +1,11 @@
 //! The log: a fixed set of segments, one head that is appended to, one survivor that the cleaner appends to.
 
-use super::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, seal_checksum};
+use super::Config;
+use super::entry::{ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_RETIRED, entry_bytes, seal};
+use super::index::BUCKET_BYTES;
 use super::layout::Layout;
 use super::mem::{store_u32, store_u64};
+use crate::limits::{QUARANTINE_MARGIN, SWEEP_FRACTION};
 use alloc::vec::Vec;
 
 /// Bytes of a segment's first entry.
@@ -19,7 +22,7 @@ pub(crate) enum State {
     Sealed,
     /// Being cleaned.
     Victim,
-    /// Cleaned, but pinned.
+    /// Cleaned, but pinned, or freed so recently that a one-sided READ of it may be under way.
     Quarantined,
     /// Holds overflow buckets for good.
     Overflow,
@@ -40,12 +43,70 @@ pub(crate) struct Segment {
     pub(crate) tombstones: u32,
     /// Bytes of open reservations.
     pub(crate) pending: u32,
+    /// Bytes of result records that are needed.
+    pub(crate) records: u32,
+    /// Bytes of live objects that expire, and when the first and the last of them does, as far as known: none earlier, none
+    /// later.
+    pub(crate) expiring: u32,
+    pub(crate) first_expiry: u64,
+    pub(crate) last_expiry: u64,
     pub(crate) open_reservations: u32,
     pub(crate) pins: u32,
+    /// Quarantined: when it was freed.
+    freed_at: u64,
     /// How old the data is: the number of segments opened when it was written.
     pub(crate) epoch: u64,
     /// Survivor only: sum of bytes times epoch of what was moved in.
     epoch_weight: u64,
+}
+
+impl Segment {
+    const fn opened(generation: u64, used: usize, epoch: u64, pins: u32) -> Self {
+        Self {
+            state: State::Open,
+            generation,
+            used: used as u32,
+            live: 0,
+            tombstones: 0,
+            pending: 0,
+            records: 0,
+            expiring: 0,
+            first_expiry: u64::MAX,
+            last_expiry: 0,
+            open_reservations: 0,
+            pins,
+            freed_at: 0,
+            epoch,
+            epoch_weight: 0,
+        }
+    }
+
+    /// Notes a live object of `bytes` that expires.
+    pub(crate) fn note_expiry(&mut self, bytes: usize, expires: u64) {
+        self.expiring += bytes as u32;
+        self.first_expiry = self.first_expiry.min(expires);
+        self.last_expiry = self.last_expiry.max(expires);
+    }
+
+    /// When about 1/[`SWEEP_FRACTION`] of the segment has expired, if expiries are spread evenly between the first and the last.
+    pub(crate) fn sweep_at(&self, segment_bytes: u64) -> u64 {
+        let (expiring, enough) = (u64::from(self.expiring), segment_bytes / SWEEP_FRACTION);
+        if expiring == 0 {
+            u64::MAX
+        } else if expiring <= enough {
+            self.last_expiry
+        } else {
+            let span = u128::from(self.last_expiry - self.first_expiry);
+            self.first_expiry + (span * u128::from(enough) / u128::from(expiring)) as u64
+        }
+    }
+
+    const fn is_log(&self) -> bool {
+        matches!(
+            self.state,
+            State::Open | State::Sealed | State::Victim | State::Damaged
+        )
+    }
 }
 
 /// Where every byte of the region is. The fields sum up to the region's size.
@@ -57,11 +118,13 @@ pub struct Accounting {
     pub tombstones: u64,
     /// Open reservations.
     pub pending: u64,
+    /// Result records of requests that may be retried.
+    pub records: u64,
     /// Overwritten, removed or abandoned entries, and unused ends of sealed segments.
     pub dead: u64,
     /// Free segments and the unused ends of head and survivor.
     pub free: u64,
-    /// Superblock, hash table, counters, overflow buckets, segment headers, and what does not make a whole segment.
+    /// Superblock, hash table, counters, overflow buckets, segment headers with digests, and what does not make a whole segment.
     pub overhead: u64,
 }
 
@@ -69,7 +132,20 @@ impl Accounting {
     /// The sum of all fields: the region's size.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.live + self.tombstones + self.pending + self.dead + self.free + self.overhead
+        self.live
+            + self.tombstones
+            + self.pending
+            + self.records
+            + self.dead
+            + self.free
+            + self.overhead
+    }
+
+    /// What occupies log for as long as nobody removes, overwrites, commits or acknowledges it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn claimed(&self) -> u64 {
+        self.live + self.pending + self.records
     }
 }
 
@@ -91,23 +167,24 @@ pub(crate) struct Log {
     next_generation: u64,
     pub(crate) segments_opened: u64,
     overflow: usize,
+    /// Segments in quarantine, oldest first.
+    resting: Vec<u32>,
+    quarantine_ns: u64,
+    /// The latest time that a call brought.
+    now: u64,
+    /// No sealed segment is worth a search for expired objects before.
+    pub(crate) next_sweep_at: u64,
+    /// The safe version that the head's entries tell a replay.
+    pub(crate) head_safe_version: u64,
     pub(crate) bytes: Accounting,
 }
 
 impl Log {
     /// A log with its first head open.
-    pub(crate) fn new(layout: Layout, mem: &mut [u8], safe_version: u64) -> Self {
+    pub(crate) fn new(layout: Layout, mem: &mut [u8], config: &Config, safe_version: u64) -> Self {
         let empty = Segment {
             state: State::Free,
-            generation: 0,
-            used: 0,
-            live: 0,
-            tombstones: 0,
-            pending: 0,
-            open_reservations: 0,
-            pins: 0,
-            epoch: 0,
-            epoch_weight: 0,
+            ..Segment::opened(0, 0, 0, 0)
         };
         let log_bytes = (layout.segments << layout.segment_shift) as u64;
         let mut log = Self {
@@ -118,6 +195,11 @@ impl Log {
             next_generation: 1,
             segments_opened: 0,
             overflow: 0,
+            resting: Vec::with_capacity(layout.segments),
+            quarantine_ns: config.quarantine_ns,
+            now: 0,
+            next_sweep_at: u64::MAX,
+            head_safe_version: safe_version,
             bytes: Accounting {
                 free: log_bytes,
                 overhead: layout.region_bytes as u64 - log_bytes,
@@ -133,6 +215,14 @@ impl Log {
 
     pub(crate) fn free_segments(&self) -> usize {
         self.free.len()
+    }
+
+    /// Segments that time alone will free.
+    pub(crate) fn resting_segments(&self) -> usize {
+        self.resting
+            .iter()
+            .filter(|index| self.segments[**index as usize].pins == 0)
+            .count()
     }
 
     /// Segments that hold log.
@@ -199,6 +289,7 @@ impl Log {
             Target::Head => {
                 self.seal(self.head);
                 self.head = new;
+                self.head_safe_version = safe_version;
             }
             Target::Survivor => {
                 if let Some(old) = self.survivor.replace(new) {
@@ -217,43 +308,40 @@ impl Log {
         };
         self.seal(self.head);
         self.head = survivor;
-        self.write_header(mem, survivor, safe_version);
+        self.write_header(mem, survivor, safe_version, 0);
+        self.head_safe_version = safe_version;
         true
     }
 
     fn open(&mut self, mem: &mut [u8], safe_version: u64) -> Option<u32> {
         let index = self.free.pop()?;
+        let prologue = self.layout.prologue_bytes();
         self.segments_opened += 1;
         let segment = &mut self.segments[index as usize];
-        *segment = Segment {
-            state: State::Open,
-            generation: self.next_generation,
-            used: SEGMENT_HEADER_BYTES as u32,
-            epoch: self.segments_opened,
-            epoch_weight: 0,
-            live: 0,
-            tombstones: 0,
-            pending: 0,
-            open_reservations: 0,
-            pins: segment.pins,
-        };
+        *segment = Segment::opened(
+            self.next_generation,
+            prologue,
+            self.segments_opened,
+            segment.pins,
+        );
         self.next_generation += 1;
-        self.bytes.free -= SEGMENT_HEADER_BYTES as u64;
-        self.bytes.overhead += SEGMENT_HEADER_BYTES as u64;
-        self.write_header(mem, index, safe_version);
+        self.bytes.free -= prologue as u64;
+        self.bytes.overhead += prologue as u64;
+        self.write_header(mem, index, safe_version, 0);
+        self.write_digest(mem, index);
         let start = self.layout.segment_offset(index);
-        store_u64(mem, start + SEGMENT_HEADER_BYTES, 0);
+        store_u64(mem, start + prologue, 0);
         Some(index)
     }
 
-    pub(crate) fn write_header(&self, mem: &mut [u8], index: u32, safe_version: u64) {
+    pub(crate) fn write_header(&self, mem: &mut [u8], index: u32, safe_version: u64, flags: u8) {
         let start = self.layout.segment_offset(index);
         let generation = self.segments[index as usize].generation;
         let header = EntryHeader {
             state: generation << 1,
             crc: 0,
             kind: EntryKind::SegmentHeader,
-            flags: 0,
+            flags,
             key_len: 0,
             value_len: 16,
             table: 0,
@@ -268,15 +356,44 @@ impl Log {
             self.layout.segment_bytes() as u32,
         );
         store_u32(bytes, ENTRY_HEADER_BYTES + 12, index);
-        seal_checksum(bytes, &header);
+        seal(bytes, &header);
+    }
+
+    /// Writes the list of all segments of the log, the new segment `index` included, behind its header.
+    fn write_digest(&self, mem: &mut [u8], index: u32) {
+        let start = self.layout.segment_offset(index) + SEGMENT_HEADER_BYTES;
+        let value_len = 8 * self.layout.segments;
+        let header = EntryHeader {
+            state: self.segments[index as usize].generation << 1,
+            crc: 0,
+            kind: EntryKind::Digest,
+            flags: 0,
+            key_len: 0,
+            value_len: value_len as u32,
+            table: 0,
+            version: 0,
+        };
+        let bytes = &mut mem[start..start + entry_bytes(0, value_len)];
+        header.emit(bytes);
+        for (place, segment) in self.segments.iter().enumerate() {
+            let id = if segment.is_log() {
+                segment.generation
+            } else {
+                0
+            };
+            store_u64(bytes, ENTRY_HEADER_BYTES + 8 * place, id);
+        }
+        seal(bytes, &header);
     }
 
     fn seal(&mut self, index: u32) {
         let room = self.room(index) as u64;
         let segment = &mut self.segments[index as usize];
         segment.state = State::Sealed;
+        let sweep_at = segment.sweep_at(self.layout.segment_bytes() as u64);
+        self.next_sweep_at = self.next_sweep_at.min(sweep_at);
         if segment.epoch_weight != 0 {
-            let moved = u64::from(segment.used) - SEGMENT_HEADER_BYTES as u64;
+            let moved = u64::from(segment.used) - self.layout.prologue_bytes() as u64;
             segment.epoch = (segment.epoch_weight / moved.max(1)).min(segment.epoch);
         }
         self.bytes.free -= room;
@@ -293,12 +410,15 @@ impl Log {
         }
     }
 
-    /// Ends the use of a cleaned segment. Its entries are dead or moved; it is reused once nothing pins it.
-    pub(crate) fn retire(&mut self, mem: &mut [u8], index: u32) {
-        // Without a valid first word the segment is no part of the log any more.
-        store_u64(mem, self.layout.segment_offset(index), 0);
-        if self.segments[index as usize].pins > 0 {
-            self.segments[index as usize].state = State::Quarantined;
+    /// Ends the use of a cleaned segment. Its entries are dead or moved; it is reused once nothing pins it and nobody can be
+    /// reading it any more.
+    pub(crate) fn retire(&mut self, mem: &mut [u8], index: u32, safe_version: u64) {
+        self.write_header(mem, index, safe_version, FLAG_RETIRED);
+        let segment = &mut self.segments[index as usize];
+        if segment.pins > 0 || self.quarantine_ns > 0 {
+            segment.state = State::Quarantined;
+            segment.freed_at = self.now;
+            self.resting.push(index);
         } else {
             self.release(index);
         }
@@ -306,21 +426,79 @@ impl Log {
 
     fn release(&mut self, index: u32) {
         let segment_bytes = self.layout.segment_bytes() as u64;
+        let prologue = self.layout.prologue_bytes() as u64;
         self.segments[index as usize].state = State::Free;
-        self.bytes.dead -= segment_bytes - SEGMENT_HEADER_BYTES as u64;
-        self.bytes.overhead -= SEGMENT_HEADER_BYTES as u64;
+        self.bytes.dead -= segment_bytes - prologue;
+        self.bytes.overhead -= prologue;
         self.bytes.free += segment_bytes;
         self.free.push(index);
     }
 
-    /// Takes a free segment out of the log for overflow buckets. Returns its offset.
-    pub(crate) fn take_for_overflow(&mut self) -> Option<usize> {
+    /// Takes note of the time. It never goes back.
+    pub(crate) fn set_now(&mut self, now: u64) {
+        self.now = self.now.max(now);
+    }
+
+    /// Frees the segments whose quarantine is over.
+    pub(crate) fn release_rested(&mut self) {
+        let mut at = 0;
+        while let Some(&index) = self.resting.get(at) {
+            if self.has_rested(index) {
+                self.resting.remove(at);
+                self.release(index);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn has_rested(&self, index: u32) -> bool {
+        let segment = &self.segments[index as usize];
+        segment.pins == 0 && self.now >= self.rested_at(segment)
+    }
+
+    /// From when on a quarantined segment may be reused: the quarantine as readers know it, and a margin for clocks that
+    /// differ and for times that callers read a little earlier.
+    const fn rested_at(&self, segment: &Segment) -> u64 {
+        if self.quarantine_ns == 0 {
+            return 0;
+        }
+        let rest = self
+            .quarantine_ns
+            .saturating_add(self.quarantine_ns / QUARANTINE_MARGIN);
+        segment.freed_at.saturating_add(rest)
+    }
+
+    /// When the next segment's quarantine ends; none if no segment waits for time.
+    pub(crate) fn next_rested_at(&self) -> Option<u64> {
+        self.resting
+            .iter()
+            .map(|index| &self.segments[*index as usize])
+            .filter(|segment| segment.pins == 0)
+            .map(|segment| self.rested_at(segment))
+            .min()
+    }
+
+    /// Takes a free segment out of the log for overflow buckets. Returns their offset and bytes. The segment's header stays: it
+    /// tells a replay what became of the segment that digests list there.
+    pub(crate) fn take_for_overflow(
+        &mut self,
+        mem: &mut [u8],
+        safe_version: u64,
+    ) -> Option<(usize, usize)> {
         let index = self.free.pop()?;
-        self.segments[index as usize].state = State::Overflow;
+        let segment = &mut self.segments[index as usize];
+        segment.state = State::Overflow;
+        segment.generation = self.next_generation;
+        self.next_generation += 1;
         self.overflow += 1;
         self.bytes.free -= self.layout.segment_bytes() as u64;
         self.bytes.overhead += self.layout.segment_bytes() as u64;
-        Some(self.layout.segment_offset(index))
+        self.write_header(mem, index, safe_version, FLAG_RETIRED);
+        let end = self.layout.segment_offset(index) + self.layout.segment_bytes();
+        let start = (self.layout.segment_offset(index) + SEGMENT_HEADER_BYTES)
+            .next_multiple_of(BUCKET_BYTES);
+        Some((start, end - start))
     }
 
     pub(crate) fn pin(&mut self, index: u32) {
@@ -338,7 +516,8 @@ impl Log {
             "segment {index} unpinned more often than pinned"
         );
         segment.pins = segment.pins.saturating_sub(1);
-        if segment.pins == 0 && segment.state == State::Quarantined {
+        if segment.state == State::Quarantined && self.has_rested(index) {
+            self.resting.retain(|resting| *resting != index);
             self.release(index);
         }
     }

@@ -1,7 +1,7 @@
 //! What the store can say about itself.
 
+use super::index::{BUCKET_BYTES, COUNTER_BYTES};
 use super::segment::State;
-use super::table::{BUCKET_BYTES, COUNTER_BYTES};
 use super::{Accounting, Store};
 
 /// What the cleaner did since the store was opened.
@@ -15,13 +15,19 @@ pub struct CleanerWork {
     pub bytes_freed: u64,
     /// Tombstones dropped.
     pub tombstones_dropped: u64,
+    /// Objects taken out because they had expired.
+    pub objects_expired: u64,
 }
 
 /// A summary of the store. Bytes unless they count something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
-    /// Keys.
+    /// Objects of all tables.
     pub objects: u64,
+    /// Tables, the default table included.
+    pub tables: u64,
+    /// Clients with a lease.
+    pub leases: u64,
     /// Where every byte of the region is.
     pub bytes: Accounting,
     /// Live bytes and open reservations that the store accepts.
@@ -40,7 +46,7 @@ pub struct Stats {
     pub segments: u64,
     /// Segments ready for reuse.
     pub free_segments: u64,
-    /// Cleaned segments that wait for transfers in flight.
+    /// Cleaned segments that wait for transfers in flight, or for their quarantine to end.
     pub quarantined_segments: u64,
     /// Segments that the cleaner found unreadable.
     pub damaged_segments: u64,
@@ -57,9 +63,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let layout = self.layout();
         let segments = self.log.log_segments() as u64;
         let log_bytes = segments << layout.segment_shift;
-        let overflow = self.table.overflow_used() as u64;
+        let overflow = self.index.overflow_used() as u64;
         Stats {
-            objects: self.objects,
+            objects: self.len(),
+            tables: self.tables().count() as u64,
+            leases: self.leases() as u64,
             bytes: self.log.bytes,
             capacity: self.capacity(),
             log_bytes,
@@ -80,19 +88,20 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 bytes_moved: self.cleaner.bytes_moved,
                 bytes_freed: self.cleaner.bytes_freed,
                 tombstones_dropped: self.cleaner.tombstones_dropped,
+                objects_expired: self.cleaner.objects_expired,
             },
         }
     }
 
-    /// Keys in the store.
+    /// Objects of all tables, those included that have expired or whose table was dropped until the cleaner has seen them.
     #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.objects
+    pub fn len(&self) -> u64 {
+        self.objects - self.tables.directory_objects()
     }
 
-    /// Whether there are no keys.
+    /// Whether there are no objects.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.objects == 0
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

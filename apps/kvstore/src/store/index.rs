@@ -1,14 +1,19 @@
 //! The hash table: 64-byte buckets of eight slots, chained where eight are not enough.
 //!
 //! A slot is a u64: bits 63..48 a tag (never 0), bit 47 the chain bit, bits 46..0 an offset in the region. An empty slot is 0.
-//! With the chain bit the last slot of a bucket holds no entry but the offset of an overflow bucket. A chain is dense: slots
-//! are filled in order, and the last slot of the last bucket may hold an entry.
+//! With the chain bit the last slot of a bucket holds no entry but the offset of an overflow bucket; the last slot of the last
+//! bucket may hold an entry.
+//!
+//! **An entry stays in its slot.** A removed one leaves a hole for the next insertion, and nothing is moved into it. The only move
+//! is that of an entry in a bucket's last slot to the first slot of a new overflow bucket, which is complete before the chain
+//! bit is set. So a one-sided reader that looks at each slot of a chain once, at any time and in any order, sees every key
+//! that exists throughout. An overflow bucket is taken out of its chain when it is the last one and empty.
 //!
 //! The bucket is chosen by the high bits of the hash (so bucket order is hash order, which makes cursors stable), the tag
 //! is its low bits.
 
 use super::layout::{Layout, SUPERBLOCK_BYTES};
-use super::mem::{load_u32, load_u64, store_u32, store_u64};
+use super::mem::{load_u32, load_u64, order, store_u32, store_u64};
 
 /// Bytes of a bucket: a cache line.
 pub const BUCKET_BYTES: usize = 64;
@@ -17,16 +22,27 @@ pub const BUCKET_BYTES: usize = 64;
 pub(crate) const COUNTERS: usize = 4;
 /// Bytes of a bucket's counters.
 pub(crate) const COUNTER_BYTES: usize = 4 * COUNTERS;
-const SLOTS: usize = 8;
+pub(crate) const SLOTS: usize = 8;
 const LAST: usize = 8 * (SLOTS - 1);
-const CHAIN: u64 = 1 << 47;
-const OFFSET: u64 = CHAIN - 1;
+pub(crate) const CHAIN: u64 = 1 << 47;
+pub(crate) const OFFSET: u64 = CHAIN - 1;
 
 /// The 16-bit tag of `hash`. Never 0, so that a used slot cannot look empty.
 #[inline(always)]
-const fn tag(hash: u64) -> u64 {
+pub(crate) const fn tag(hash: u64) -> u64 {
     let tag = hash & 0xffff;
     if tag == 0 { 1 } else { tag }
+}
+
+#[inline(always)]
+const fn bucket_index(hash: u64, buckets: u64) -> u64 {
+    ((hash as u128 * buckets as u128) >> 64) as u64
+}
+
+/// Offset of the first bucket of `hash` in a store with so many.
+#[inline(always)]
+pub(crate) const fn bucket_offset(hash: u64, buckets: u64) -> usize {
+    SUPERBLOCK_BYTES + bucket_index(hash, buckets) as usize * BUCKET_BYTES
 }
 
 /// Where an entry was found.
@@ -39,7 +55,7 @@ pub(crate) struct Slot {
 }
 
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct Index {
     buckets: u64,
     counters: usize,
     /// First of the recycled overflow buckets, linked through their first word; 0: none.
@@ -52,7 +68,7 @@ pub(crate) struct Table {
     used: usize,
 }
 
-impl Table {
+impl Index {
     pub(crate) fn new(layout: &Layout) -> Self {
         Self {
             buckets: layout.buckets as u64,
@@ -66,18 +82,13 @@ impl Table {
     }
 
     #[inline(always)]
-    fn bucket_index(&self, hash: u64) -> u64 {
-        ((u128::from(hash) * u128::from(self.buckets)) >> 64) as u64
-    }
-
-    #[inline(always)]
     fn bucket(&self, hash: u64) -> usize {
-        SUPERBLOCK_BYTES + self.bucket_index(hash) as usize * BUCKET_BYTES
+        bucket_offset(hash, self.buckets)
     }
 
     /// The smallest hash that falls into the bucket after that of `hash`; none after the last.
     pub(crate) fn next_bucket(&self, hash: u64) -> Option<u64> {
-        let next = self.bucket_index(hash) + 1;
+        let next = bucket_index(hash, self.buckets) + 1;
         (next < self.buckets)
             .then(|| (u128::from(next) << 64).div_ceil(u128::from(self.buckets)) as u64)
     }
@@ -120,6 +131,7 @@ impl Table {
     #[inline(always)]
     pub(crate) fn redirect(mem: &mut [u8], slot: usize, entry: usize) {
         let old = load_u64(mem, slot);
+        order();
         store_u64(mem, slot, old & !OFFSET | entry as u64);
     }
 
@@ -128,68 +140,79 @@ impl Table {
         let new = tag(hash) << 48 | entry as u64;
         let mut bucket = self.bucket(hash);
         loop {
+            if let Some(free) = (0..SLOTS).find(|index| load_u64(mem, bucket + 8 * index) == 0) {
+                order();
+                store_u64(mem, bucket + 8 * free, new);
+                return true;
+            }
             let last = load_u64(mem, bucket + LAST);
             if last & CHAIN != 0 {
                 bucket = (last & OFFSET) as usize;
-            } else if last != 0 {
-                let Some(overflow) = self.take_bucket(mem) else {
-                    return false;
-                };
-                store_u64(mem, overflow, last);
-                store_u64(mem, overflow + 8, new);
-                store_u64(mem, bucket + LAST, CHAIN | overflow as u64);
-                return true;
-            } else {
-                let free = (0..SLOTS).find(|index| load_u64(mem, bucket + 8 * index) == 0);
-                store_u64(mem, bucket + 8 * free.unwrap_or(SLOTS - 1), new);
-                return true;
+                continue;
             }
+            let Some(overflow) = self.take_bucket(mem) else {
+                return false;
+            };
+            store_u64(mem, overflow, last);
+            store_u64(mem, overflow + 8, new);
+            order();
+            store_u64(mem, bucket + LAST, CHAIN | overflow as u64);
+            return true;
         }
     }
 
-    /// Takes the slot at `slot` out of the chain of `hash`: the chain's last entry fills the hole, and an overflow bucket
-    /// that is left with one entry gives it back to its predecessor and is recycled.
+    /// Empties the slot at `slot` in the chain of `hash`. Empty overflow buckets at the chain's end are recycled.
     pub(crate) fn remove(&mut self, mem: &mut [u8], hash: u64, slot: usize) {
-        let (mut previous, mut bucket) = (None, self.bucket(hash));
-        loop {
-            let last = load_u64(mem, bucket + LAST);
-            if last & CHAIN == 0 {
-                break;
-            }
-            previous = Some(bucket);
-            bucket = (last & OFFSET) as usize;
+        order();
+        store_u64(mem, slot, 0);
+        let first = self.bucket(hash);
+        if load_u64(mem, first + LAST) & CHAIN != 0 {
+            self.shorten(mem, first);
         }
-        let count = (0..SLOTS)
-            .take_while(|index| load_u64(mem, bucket + 8 * index) != 0)
-            .count();
-        let tail = bucket + 8 * count.saturating_sub(1);
-        let moved = load_u64(mem, tail);
-        store_u64(mem, slot, moved);
-        store_u64(mem, tail, 0);
-        if let Some(previous) = previous
-            && count == 2
-        {
-            let remaining = load_u64(mem, bucket);
-            store_u64(mem, previous + LAST, remaining);
+    }
+
+    /// Recycles empty overflow buckets at the end of the chain from `first`.
+    #[cold]
+    fn shorten(&mut self, mem: &mut [u8], first: usize) {
+        loop {
+            let (mut previous, mut bucket) = (None, first);
+            loop {
+                let last = load_u64(mem, bucket + LAST);
+                if last & CHAIN == 0 {
+                    break;
+                }
+                previous = Some(bucket);
+                bucket = (last & OFFSET) as usize;
+            }
+            let empty = (0..SLOTS).all(|index| load_u64(mem, bucket + 8 * index) == 0);
+            let (Some(previous), true) = (previous, empty) else {
+                return;
+            };
+            store_u64(mem, previous + LAST, 0);
+            order();
             self.recycle(mem, bucket);
         }
     }
 
-    /// Calls `visit` with each entry in the chain of `hash`.
-    pub(crate) fn for_chain(&self, mem: &[u8], hash: u64, mut visit: impl FnMut(usize)) {
-        let mut bucket = self.bucket(hash);
+    /// Calls `visit` with each entry in the chain of `hash`. Returns the number of overflow buckets in the chain.
+    pub(crate) fn for_chain(&self, mem: &[u8], hash: u64, mut visit: impl FnMut(Slot)) -> usize {
+        let (mut bucket, mut overflow) = (self.bucket(hash), 0);
         loop {
             for index in 0..SLOTS {
                 let slot = load_u64(mem, bucket + 8 * index);
                 if slot & CHAIN == 0 && slot != 0 {
-                    visit((slot & OFFSET) as usize);
+                    visit(Slot {
+                        at: bucket + 8 * index,
+                        entry: (slot & OFFSET) as usize,
+                    });
                 }
             }
             let last = load_u64(mem, bucket + LAST);
             if last & CHAIN == 0 {
-                return;
+                return overflow;
             }
             bucket = (last & OFFSET) as usize;
+            overflow += 1;
         }
     }
 
