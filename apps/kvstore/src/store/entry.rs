@@ -107,6 +107,14 @@ pub enum EntryError {
     /// The kind byte is no [`EntryKind`].
     #[error("log entry of unknown kind {0}")]
     UnknownKind(u8),
+    /// The state word has the generation of another segment.
+    #[error("log entry of generation {found} in a segment of generation {expected}")]
+    Generation {
+        /// In the state word.
+        found: u64,
+        /// Of the segment.
+        expected: u64,
+    },
     /// The checksum differs from that of the bytes.
     #[error("log entry's checksum is {stored:#010x}, its bytes give {computed:#010x}")]
     Checksum {

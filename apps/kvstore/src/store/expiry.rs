@@ -139,6 +139,22 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.next_sweep_at = self.log.next_sweep_at.min(due);
     }
 
+    /// Tells a search under way of an object that appears in a sealed segment: that of a reservation.
+    pub(crate) fn tell_sweep(&mut self, entry: usize, expires: u64) {
+        let segment = self.log.segment_of(entry);
+        if let Some(sweep) = &mut self.sweep
+            && Some(sweep.segment) == segment
+        {
+            sweep.first = sweep.first.min(expires);
+            sweep.last = sweep.last.max(expires);
+        } else if let Some(segment) = segment.map(|index| &self.log.segments[index as usize])
+            && segment.state == State::Sealed
+        {
+            let due = segment.sweep_at(self.log.layout.segment_bytes() as u64);
+            self.log.next_sweep_at = self.log.next_sweep_at.min(due);
+        }
+    }
+
     /// Turns the expired live object at `entry` into its own tombstone. False: its segment is pinned.
     pub(crate) fn expire(&mut self, entry: usize, header: &EntryHeader) -> bool {
         debug_assert!(header.total_bytes() > ENTRY_HEADER_BYTES);

@@ -3,7 +3,7 @@
 //! | from 0 | what |
 //! | --- | --- |
 //! | 0..128 | superblock: what a reader needs to find the rest |
-//! | 128.. | hash table: `buckets` lines of 64 bytes |
+//! | 128.. | hash table: `buckets` lines of 64 bytes ([`super::onesided`] reads them) |
 //! | .. | four u32 counters per bucket: dead objects of a quarter of its hashes still in the log |
 //! | .. | first pool of overflow buckets |
 //! | `log`.. | `segments` segments of 2^`segment_shift` bytes |

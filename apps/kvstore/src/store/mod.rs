@@ -18,9 +18,11 @@
 //! | `tables`, `rules`, `number`, `expiry`, `once` | the object model: tables, reject rules, numbers, expiry, exactly-once |
 //! | `cleaner`, `victim` | the cleaner: what to do, and what becomes of each entry |
 //! | `enumerate`, `stats`, `audit`, `replay` | all objects of a table; accounts; rebuilding a store from its log |
+//! | [`onesided`] | how somebody reads who can only READ the region |
 #![forbid(unsafe_code)]
 
 pub mod entry;
+pub mod onesided;
 
 mod audit;
 mod cleaner;
@@ -83,7 +85,7 @@ pub struct Config {
     /// Bytes of a segment, a power of two. None: a 64th of the region, 2 to 8 MiB.
     pub segment_bytes: Option<usize>,
     /// How long memory that was freed keeps its bytes at least, ns: longer than any one-sided READ of the region takes, or else its
-    /// reader discards it ([`crate::limits::QUARANTINE_NS`]). 0: nobody reads the region.
+    /// reader discards it ([`onesided`]; [`crate::limits::QUARANTINE_NS`]). 0: nobody reads the region.
     pub quarantine_ns: u64,
     /// Tells this store from others that were in the same place before: a random number.
     pub incarnation: u64,
@@ -107,6 +109,8 @@ pub struct Store<R> {
     /// The highest version that an object ever had.
     max_version: u64,
     open_reservations: usize,
+    /// Results and leases kept in memory alone for want of room.
+    unlogged: u64,
 }
 
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
@@ -129,6 +133,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             safe_version: 1,
             max_version: 0,
             open_reservations: 0,
+            unlogged: 0,
         })
     }
 

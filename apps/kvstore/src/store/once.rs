@@ -304,7 +304,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             }
         }
         match self.put_directory(&lease_key(client), &[], expires, now) {
-            Ok(_) | Err(StoreError::Full { .. }) => {}
+            Ok(_) => {}
+            Err(StoreError::Full { .. }) => self.unlogged += 1,
             Err(error) => return Err(error),
         }
         match self.leases.by_client.find(client) {
@@ -352,6 +353,21 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             }
         }
         self.leases.reindex();
+    }
+
+    /// Drops the results of leases that have expired, for a write that needs the room. No lease is moved: the write may hold a
+    /// [`Ticket`].
+    pub(crate) fn drop_expired_results(&mut self, now: u64) {
+        for place in 0..self.leases.list.len() {
+            if self.leases.list[place].expires > now {
+                continue;
+            }
+            for index in 0..MAX_RESULTS {
+                let kept = &mut self.leases.list[place].kept[index];
+                let record = core::mem::replace(kept, EMPTY).record;
+                self.drop_record(record);
+            }
+        }
     }
 
     /// What is known of a request, whose client has seen the results of all before `first_incomplete`: those are dropped.

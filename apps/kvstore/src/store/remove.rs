@@ -12,8 +12,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Removes `key`. Returns the version that it had, or none if it did not exist. Works on a full store.
     ///
     /// Errors: no such table; a reject rule holds; [`StoreError::Busy`] if the log has no room for a tombstone and the
-    /// entry's segment is pinned, so that the entry cannot become its own tombstone either; with `once`, what
-    /// [`Self::check`] would say. (On a store so full that there is no room for the result either, the result is kept in memory alone.)
+    /// entry's segment is pinned, so that the entry cannot become its own tombstone either; with `once`, also if the log has no
+    /// room at the moment, and what [`Self::check`] would say. (On a store so full that only removes make room for the
+    /// result, the result is kept in memory alone: [`super::Stats::unlogged`].)
     pub fn remove(
         &mut self,
         table: u32,
@@ -78,8 +79,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 seal(mem, &header);
                 self.log.segment_at(tombstone).tombstones += bytes as u32;
                 self.log.bytes.tombstones += bytes as u64;
-                self.bury(hash, slot.entry);
+                let place = self.tables.place_of_object(table);
+                self.bury(place, hash, slot.entry);
             }
+            // The result would not be in the log; a moment later it can be.
+            Err(StoreError::Busy) if ticket.is_some() => return Err(StoreError::Busy),
             Err(_) => {
                 self.bury_in_place(slot.entry)?;
                 self.settle_removed(ticket, version);
@@ -92,6 +96,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     fn settle_removed(&mut self, ticket: Option<Ticket>, version: u64) {
         if let Some(ticket) = ticket {
             self.leases.settle(ticket, Outcome::Removed { version });
+            self.unlogged += 1;
         }
     }
 
@@ -103,7 +108,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let Ok(mut header) = EntryHeader::parse(&self.region.as_ref()[entry..]) else {
             return Err(StoreError::Busy);
         };
-        let whole = self.unaccount(entry);
+        let place = self.tables.place_of_object(header.table);
+        let whole = self.unaccount(place, entry);
         self.safe_version = self.safe_version.max(header.version.saturating_add(1));
         let mem = self.region.as_mut();
         clear_live(mem, entry);

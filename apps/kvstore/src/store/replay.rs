@@ -1,11 +1,11 @@
 //! Rebuilding a store from the log of another.
 
-use super::entry::{Entry, EntryKind, FLAG_RETIRED, key_at, table_at};
+use super::entry::{Entry, EntryError, EntryKind, FLAG_RETIRED, key_at, table_at};
 use super::layout::Layout;
 use super::mem::load_u64;
 use super::segment::SEGMENT_HEADER_BYTES;
-use super::tables::{DIRECTORY, DIRECTORY_PLACE};
-use super::{NEVER, Outcome, Store, StoreError, Write};
+use super::tables::DIRECTORY;
+use super::{Found, NEVER, Outcome, Store, StoreError, Write};
 use alloc::vec::Vec;
 
 /// A walk over the entries of every segment that is part of a log.
@@ -71,9 +71,24 @@ impl<'a> Iterator for Walk<'a> {
                 }
                 continue;
             };
-            if at + 8 > end || load_u64(self.mem, at) >> 1 != self.generation {
+            let state = match self.mem.get(at..end).filter(|rest| rest.len() >= 8) {
+                Some(rest) => load_u64(rest, 0),
+                None => 0,
+            };
+            // A zero word follows the last entry, if anything does.
+            if state == 0 {
                 self.at = None;
                 continue;
+            }
+            if state >> 1 != self.generation {
+                self.at = None;
+                return Some(Err(StoreError::Damaged {
+                    offset: at,
+                    cause: EntryError::Generation {
+                        found: state >> 1,
+                        expected: self.generation,
+                    },
+                }));
             }
             let entry = match Entry::parse(&self.mem[at..end]) {
                 Ok(entry) => entry,
@@ -173,6 +188,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let hidden = self.survey(source, walk(), now)?;
         let directory = |entry: &Entry<'_>| entry.header().table == DIRECTORY;
         self.replay_objects(source, walk(), &hidden, directory, now)?;
+        self.restore_directory();
         self.replay_objects(source, walk(), &hidden, |entry| !directory(entry), now)?;
         for item in walk() {
             let (_, entry) = item?;
@@ -262,12 +278,26 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 outcome,
                 now,
             )?;
-            if place == DIRECTORY_PLACE {
-                self.tables.restore(key, entry.value());
-                self.restore_lease(key, entry.expires());
-            }
         }
         Ok(())
+    }
+
+    /// Takes in tables and leases, of which the newest state is known by now.
+    fn restore_directory(&mut self) {
+        let mem = self.region.as_ref();
+        let (mut found, mut cursor) = (Vec::new(), Some(0));
+        while let Some(hash) = cursor {
+            self.index.for_chain(mem, hash, |slot| {
+                let object = Found::at(mem, slot.entry);
+                let (key, value) = (&mem[object.key()], &mem[object.value()]);
+                found.push((key.to_vec(), value.to_vec(), object.expires));
+            });
+            cursor = self.index.next_bucket(hash);
+        }
+        for (key, value, expires) in found {
+            self.tables.restore(&key, &value);
+            self.restore_lease(&key, expires);
+        }
     }
 
     /// Every entry of the log, in no particular order: offset and entry.

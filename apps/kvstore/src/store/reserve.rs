@@ -199,7 +199,14 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             store_u64(mem, at, reservation.expires);
         }
         seal(mem, &header);
-        self.publish(place, hash, entry, bytes, old);
+        self.publish(
+            place,
+            hash,
+            (entry, bytes),
+            version,
+            reservation.expires,
+            old,
+        );
         Ok(version)
     }
 

@@ -106,7 +106,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             return Ok(());
         }
         if self.leases.any_expired(now) {
-            self.end_expired_leases(now);
+            self.drop_expired_results(now);
         }
         self.sweep_dropped_for_write();
         let more = self.sweep_expired_for_write(now);
@@ -152,8 +152,10 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     #[cold]
     fn new_head(&mut self, bytes: usize, now: u64) -> Result<(), StoreError> {
         if let Err(error) = self.make_room(now) {
-            // What is left of the survivor serves before a write is refused, unless a victim still needs it.
-            if self.is_cleaning() || !self.log.fits(Target::Survivor, bytes) {
+            // What is left of the survivor serves before a write is refused, unless the cleaner needs it: for a victim, or
+            // because its reserve still rests.
+            let needed = self.is_cleaning() || self.log.free_segments() < CLEANER_RESERVE_SEGMENTS;
+            if needed || !self.log.fits(Target::Survivor, bytes) {
                 return Err(error);
             }
             let mem = self.region.as_mut();

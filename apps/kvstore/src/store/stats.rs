@@ -52,6 +52,8 @@ pub struct Stats {
     pub damaged_segments: u64,
     /// Open reservations.
     pub open_reservations: u64,
+    /// Results of removes, and leases, that a replay does not know: the store was too full to log them.
+    pub unlogged: u64,
     /// What the cleaner did.
     pub cleaner: CleanerWork,
 }
@@ -83,6 +85,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             quarantined_segments: self.log.count(State::Quarantined) as u64,
             damaged_segments: self.log.count(State::Damaged) as u64,
             open_reservations: self.open_reservations as u64,
+            unlogged: self.unlogged,
             cleaner: CleanerWork {
                 segments_cleaned: self.cleaner.segments_cleaned,
                 bytes_moved: self.cleaner.bytes_moved,

@@ -31,6 +31,9 @@ const NEXT_ID: &[u8] = b"\0next";
 /// Place of the directory's own record.
 pub(crate) const DIRECTORY_PLACE: usize = 0;
 
+/// Place of the default table's, which stays as no table before it is ever dropped.
+const DEFAULT_PLACE: usize = 1;
+
 /// What the store knows of a table.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -38,6 +41,8 @@ pub(crate) struct Record {
     name: Box<str>,
     /// False: dropped, and some objects are not yet taken out.
     exists: bool,
+    /// Of no table: for the next one that is created. Records are never moved, so that a place stays good while room is made.
+    vacant: bool,
     pub(crate) objects: u64,
     pub(crate) live_bytes: u64,
 }
@@ -94,6 +99,9 @@ impl Tables {
     /// The place of a table that a user may name.
     #[inline(always)]
     pub(crate) fn user_place(&self, id: u32) -> Result<usize, StoreError> {
+        if id == DEFAULT_TABLE {
+            return Ok(DEFAULT_PLACE);
+        }
         match self.place(id) {
             Some(place) if place != DIRECTORY_PLACE => Ok(place),
             _ => Err(StoreError::UnknownTable { table: id }),
@@ -105,11 +113,10 @@ impl Tables {
         &mut self.records[place]
     }
 
-    /// The record of a table, dropped or not.
+    /// The place of a table, dropped or not. Every object is of one.
     #[inline(always)]
-    pub(crate) fn record(&mut self, id: u32) -> Option<&mut Record> {
-        let place = self.by_id.find(id.into())?;
-        Some(&mut self.records[place])
+    pub(crate) fn place_of_object(&self, id: u32) -> usize {
+        self.by_id.find(id.into()).unwrap_or(DIRECTORY_PLACE)
     }
 
     /// Notes that a table has one object less.
@@ -123,7 +130,8 @@ impl Tables {
 
     /// Objects and bytes of every record, for an audit.
     pub(crate) fn sums(&self) -> impl Iterator<Item = (u32, u64, u64)> {
-        self.records.iter().map(|r| (r.id, r.objects, r.live_bytes))
+        let used = self.records.iter().filter(|record| !record.vacant);
+        used.map(|r| (r.id, r.objects, r.live_bytes))
     }
 
     /// Objects of the directory.
@@ -142,20 +150,33 @@ impl Tables {
     }
 
     fn add(&mut self, id: u32, name: &str) {
-        self.records.push(Record {
+        let record = Record {
             id,
             name: name.into(),
             exists: true,
+            vacant: false,
             objects: 0,
             live_bytes: 0,
-        });
+        };
+        match self.records.iter_mut().find(|record| record.vacant) {
+            Some(vacant) => *vacant = record,
+            None => self.records.push(record),
+        }
         self.reindex();
     }
 
+    /// Tables, dropped ones included whose objects are not all gone, and the directory.
+    fn count(&self) -> usize {
+        self.records.iter().filter(|record| !record.vacant).count()
+    }
+
     fn reindex(&mut self) {
-        let ids = self.records.iter().enumerate();
-        self.by_id
-            .rebuild(ids.map(|(place, record)| (record.id.into(), place as u32)));
+        let records = self.records.iter().enumerate();
+        let used = records.filter(|(_, record)| !record.vacant);
+        let ids: Vec<(u64, u32)> = used
+            .map(|(place, record)| (record.id.into(), place as u32))
+            .collect();
+        self.by_id.rebuild(ids.into_iter());
     }
 
     /// Takes in what a replay found: a table, or the next id.
@@ -183,9 +204,11 @@ impl Tables {
     /// Forgets dropped tables whose objects are gone.
     fn forget_empty(&mut self) {
         self.emptied = false;
-        self.records
-            .retain(|record| record.exists || record.objects > 0);
-        self.dropped = self.records.iter().filter(|record| !record.exists).count();
+        for record in &mut self.records {
+            record.vacant |= !record.exists && record.objects == 0;
+        }
+        let dropped = self.records.iter().filter(|r| !r.exists && !r.vacant);
+        self.dropped = dropped.count();
         self.reindex();
     }
 }
@@ -208,7 +231,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             return Err(StoreError::TableExists { table: record.id });
         }
         let id = self.tables.next_id;
-        if self.tables.records.len() >= MAX_TABLES || id == DIRECTORY {
+        if self.tables.count() > MAX_TABLES || id == DIRECTORY {
             return Err(StoreError::TooManyTables);
         }
         // The next id first: one that was given out and lost is no harm.
@@ -287,7 +310,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             while let Some((slot, table)) = self.find_dropped(hash) {
                 let mem = self.region.as_ref();
                 let own = self.hash(table, key_at(mem, slot.entry));
-                self.bury(own, slot.entry);
+                let place = self.tables.place_of_object(table);
+                self.bury(place, own, slot.entry);
                 self.unlink(own, slot, table);
             }
             if self.tables.emptied {

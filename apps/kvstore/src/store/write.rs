@@ -164,7 +164,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             store_u64(mem, value_end, write.expires);
         }
         seal(mem, &header);
-        self.publish(place, hash, entry, bytes, old);
+        self.publish(place, hash, (entry, bytes), version, write.expires, old);
         Ok(version)
     }
 
@@ -215,29 +215,27 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     }
 
     /// Accounts for the complete, live entry at `entry` and points the hash table at it, instead of `old`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(
         &mut self,
         place: usize,
         hash: u64,
-        entry: usize,
-        bytes: usize,
+        (entry, bytes): (usize, usize),
+        version: u64,
+        expires: u64,
         old: Option<Slot>,
     ) {
-        let (expires, version) = {
-            let mem = self.region.as_ref();
-            (expires_at(mem, entry), version_at(mem, entry))
-        };
         let segment = self.log.segment_at(entry);
         segment.live += bytes as u32;
         if expires != NEVER {
             segment.note_expiry(bytes, expires);
+            self.tell_sweep(entry, expires);
         }
         self.log.bytes.live += bytes as u64;
         self.max_version = self.max_version.max(version);
         self.tables.at(place).live_bytes += bytes as u64;
         if let Some(old) = old {
-            self.bury(hash, old.entry);
+            self.bury(place, hash, old.entry);
             Index::redirect(self.region.as_mut(), old.at, entry);
         } else {
             let inserted = self.index.insert(self.region.as_mut(), hash, entry);
@@ -248,10 +246,10 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
     }
 
-    /// Declares the object at `entry` dead, before that is published.
-    #[inline]
-    pub(crate) fn bury(&mut self, hash: u64, entry: usize) {
-        let bytes = self.unaccount(entry);
+    /// Declares the object at `entry`, of the table at `place`, dead, before that is published.
+    #[inline(always)]
+    pub(crate) fn bury(&mut self, place: usize, hash: u64, entry: usize) {
+        let bytes = self.unaccount(place, entry);
         let mem = self.region.as_mut();
         clear_live(mem, entry);
         self.index.count_dead(mem, hash);
@@ -259,12 +257,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.bytes.dead += bytes as u64;
     }
 
-    /// Takes the live object at `entry` off all accounts of live bytes. Returns its bytes.
+    /// Takes the live object at `entry`, of the table at `place`, off all accounts of live bytes. Returns its bytes.
     #[inline(always)]
-    pub(crate) fn unaccount(&mut self, entry: usize) -> usize {
+    pub(crate) fn unaccount(&mut self, place: usize, entry: usize) -> usize {
         let mem = self.region.as_ref();
         let bytes = total_at(mem, entry);
-        let table = super::entry::table_at(mem, entry);
         let expires = expires_at(mem, entry) != NEVER;
         let segment = self.log.segment_at(entry);
         segment.live -= bytes as u32;
@@ -273,9 +270,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
         self.cleaner.maybe_empty |= segment.live == 0;
         self.log.bytes.live -= bytes as u64;
-        if let Some(record) = self.tables.record(table) {
-            record.live_bytes -= bytes as u64;
-        }
+        self.tables.at(place).live_bytes -= bytes as u64;
         self.cleaner.note_death(bytes);
         bytes
     }
