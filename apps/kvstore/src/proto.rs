@@ -41,7 +41,9 @@ mod tables;
 
 pub use blocks::{Once, RemoteBuffer};
 pub use error::ProtoError;
-pub use handshake::{HELLO_BYTES, Hello, LogKey, PROTOCOL_VERSION, Refusal, WELCOME_BYTES, Welcome};
+pub use handshake::{
+    HELLO_BYTES, Hello, LogKey, PROTOCOL_VERSION, Refusal, WELCOME_BYTES, Welcome,
+};
 pub use histogram::{Histogram, HistogramView};
 pub use multi::{
     Element, ElementResult, Elements, MAX_MULTI_BYTES, MIN_ELEMENT_BYTES, MultiOp, ResultWriter,

@@ -9,7 +9,7 @@ use hyv_host::sys::clock;
 use hyv_host::sys::window::SharedWindow;
 use hyv_lab::{Latencies, Slice, median};
 use hyv_verbs::probe::{self, Lines};
-use kvstore::client::{Client, ClientError, Simple};
+use kvstore::client::{self, Client, ClientError};
 use kvstore::proto::Reply;
 
 use crate::pump::Pump;
@@ -112,7 +112,7 @@ impl<'a> Target<'a> {
         let total = 2 * FLOOR_ROUNDS;
         self.pump
             .client
-            .start_simple(Simple::Probe { rounds: total })?;
+            .submit(&client::Operation::Probe { rounds: total })?;
         let mut ready = false;
         while !ready {
             self.pump

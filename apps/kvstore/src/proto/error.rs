@@ -71,7 +71,7 @@ pub enum ProtoError {
 impl ProtoError {
     /// The status that a server answers such a request with.
     #[must_use]
-    pub const fn status(&self) -> Status {
+    pub fn status(&self) -> Status {
         match self {
             Self::UnknownOp(_) => Status::Unsupported,
             Self::EmptyKey => Status::EmptyKey,

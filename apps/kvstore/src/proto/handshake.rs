@@ -191,10 +191,14 @@ pub enum Refusal {
     #[error("the server is out of memory for connections: start it with more --memory")]
     NoResources = 3,
     /// As many leases as there may be.
-    #[error("as many clients have leases as the server takes: those that ended keep theirs for a while; try again later")]
+    #[error(
+        "as many clients have leases as the server takes: those that ended keep theirs for a while; try again later"
+    )]
     TooManyLeases = 4,
     /// The request to connect made no sense.
-    #[error("the server could not understand the request to connect: build client and server from one source")]
+    #[error(
+        "the server could not understand the request to connect: build client and server from one source"
+    )]
     Malformed = 5,
 }
 

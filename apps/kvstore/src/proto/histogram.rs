@@ -66,7 +66,12 @@ impl Histogram {
 
     /// Those with samples: u16 how many, then bucket (u16) and count (u32) of each.
     pub(super) fn emit(&self, out: &mut Writer<'_>) -> Result<(), ProtoError> {
-        let used = || self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let used = || {
+            self.counts
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+        };
         out.put(&(used().count() as u16).to_le_bytes())?;
         for (index, count) in used() {
             out.put(&(index as u16).to_le_bytes())?;

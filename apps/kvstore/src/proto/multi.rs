@@ -9,9 +9,7 @@
 
 use super::blocks::{emit_rules, parse_rules};
 use super::cursor::{Reader, Writer};
-use super::{
-    FLAG_EXPIRES, FLAG_RULES, FLAG_TABLE, FLAG_VARIANT, ProtoError, RemoteBuffer, Status,
-};
+use super::{FLAG_EXPIRES, FLAG_RULES, FLAG_TABLE, FLAG_VARIANT, ProtoError, RemoteBuffer, Status};
 use crate::limits::MAX_VALUE_BYTES;
 use crate::store::{Increment, NEVER, RejectRules};
 
@@ -147,7 +145,11 @@ impl<'a> Element<'a> {
     pub fn packed_bytes(&self, op: MultiOp) -> usize {
         let mut bytes = 3 + self.key.len() + self.value.len();
         bytes += if self.table == 0 { 0 } else { 4 };
-        bytes += match (self.rules.is_none(), self.rules.at_most, self.rules.other_than) {
+        bytes += match (
+            self.rules.is_none(),
+            self.rules.at_most,
+            self.rules.other_than,
+        ) {
             (true, ..) => 0,
             (false, at_most, other) => {
                 1 + 8 * (usize::from(at_most.is_some()) + usize::from(other.is_some()))
@@ -190,7 +192,10 @@ pub fn emit_element(
     let flag = |set: bool, flag: u8| if set { flag } else { 0 };
     let flags = flag(element.table != 0, FLAG_TABLE)
         | flag(!element.rules.is_none(), FLAG_RULES)
-        | flag(element.expires != NEVER && op == MultiOp::Write, FLAG_EXPIRES)
+        | flag(
+            element.expires != NEVER && op == MultiOp::Write,
+            FLAG_EXPIRES,
+        )
         | flag(
             matches!(element.by, Increment::F64(_)) && op == MultiOp::Increment,
             FLAG_VARIANT,
@@ -247,10 +252,7 @@ pub enum ElementResult<'a> {
     },
 }
 
-fn parse_result<'a>(
-    op: MultiOp,
-    input: &mut Reader<'a>,
-) -> Result<ElementResult<'a>, ProtoError> {
+fn parse_result<'a>(op: MultiOp, input: &mut Reader<'a>) -> Result<ElementResult<'a>, ProtoError> {
     let status = Status::from_raw(input.u8()?).ok_or(ProtoError::Field("status"))?;
     if status != Status::Ok {
         return Ok(ElementResult::Failed {

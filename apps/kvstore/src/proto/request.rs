@@ -352,7 +352,7 @@ impl<'a> Request<'a> {
             None if key_len > EAGER_KEY_BYTES => Err(ProtoError::KeyNotEager { bytes: key_len }),
             None => input.take(key_len).map(Key::Inline),
         };
-        let multi = |op: MultiOp, input: &mut Reader<'a>| {
+        let multi = |op: MultiOp, input: &mut Reader<'a>| -> Result<Self, ProtoError> {
             let count = input.u16()?;
             let elements = match remote {
                 Some(buffer) => Elements::Remote(buffer),

@@ -235,6 +235,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         values::bytes(args.memory)
     );
     client.prepare_large()?;
+    // This thread may drive the engine: it must not wait for what a new connection takes.
+    client.set_reconnect(None);
     let mut appliance = Appliance {
         guest,
         instance,
