@@ -10,6 +10,7 @@ const CONFIG: Config = Config {
     seed: 11,
     segment_bytes: None,
     quarantine_ns: 0,
+    clean_for_write: None,
     incarnation: 0,
 };
 

@@ -4,7 +4,10 @@
 mod engine_common;
 
 use engine_common::{Plain, Random, seed};
-use kvstore::store::{CleanState, Config, Cursor, Reservation, Store, StoreError};
+use kvstore::store::{
+    CleanState, Config, Cursor, DEFAULT_TABLE, NEVER, Progress, RequestId, Reservation, Store,
+    StoreError, Write,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -392,6 +395,90 @@ fn overwriting_at_90_percent_never_runs_out() {
 #[test]
 fn overwriting_at_90_percent_with_a_background_cleaner_never_runs_out() {
     overwrite(900, true);
+}
+
+/// As a server does it that has one-sided readers: memory rests, a write cleans little and is tried again after slices of
+/// cleaning, each write is executed once, and some objects expire.
+#[test]
+fn overwriting_at_90_percent_with_memory_that_rests_in_slices_never_runs_out() {
+    const BUDGET: usize = 4096;
+    let mut random = Random(seed());
+    let config = Config {
+        seed: random.next(),
+        segment_bytes: Some(32 << 10),
+        quarantine_ns: 1000,
+        clean_for_write: Some(BUDGET),
+        ..Config::default()
+    };
+    let mut store = Store::new(vec![0; 4 << 20], config).unwrap();
+    let (mut now, mut keys, mut sequence) = (1u64, 0u64, 0u64);
+    store.take_lease(9, u64::MAX, now).unwrap();
+    let mut write = |store: &mut Store<Vec<u8>>, key: u64, expires: bool, now: &mut u64| {
+        sequence += 1;
+        let id = RequestId {
+            client: 9,
+            sequence,
+        };
+        let expires = if expires { *now + 500_000 } else { NEVER };
+        let (key, value) = (key.to_le_bytes(), [sequence as u8; 120]);
+        let write = Write {
+            expires,
+            once: Some(id),
+            ..Write::new(DEFAULT_TABLE, &key, &value)
+        };
+        for _ in 0..10_000 {
+            assert_eq!(
+                store.check(id, sequence.saturating_sub(5), *now),
+                Ok(Progress::New)
+            );
+            let moved = store.stats().cleaner.bytes_moved;
+            let result = store.write(&write, *now);
+            // One more entry than the budget.
+            let moved = store.stats().cleaner.bytes_moved - moved;
+            assert!(moved <= BUDGET as u64 + 200, "moved {moved}");
+            match result {
+                Err(StoreError::Busy) => {
+                    store.clean(BUDGET, *now);
+                    *now += 10;
+                }
+                result => return result.map(|_| 160),
+            }
+        }
+        Err(StoreError::Busy)
+    };
+    while store.stats().utilisation_permille < 880 {
+        write(&mut store, keys, false, &mut now).unwrap();
+        keys += 1;
+    }
+    let mut written = 0;
+    while written < 16 << 20 {
+        let expires = random.below(50) == 0;
+        let key = if expires {
+            keys + random.below(500)
+        } else {
+            random.below(keys)
+        };
+        written += write(&mut store, key, expires, &mut now)
+            .unwrap_or_else(|error| panic!("after {written} bytes: {error}; {:?}", store.stats()));
+        now += 20;
+        if random.below(20_000) == 0 {
+            store.audit().unwrap();
+        }
+    }
+    store.audit().unwrap();
+    let stats = store.stats();
+    println!(
+        "moved {} bytes for {written} written; {stats:?}",
+        stats.cleaner.bytes_moved
+    );
+    assert!(stats.cleaner.objects_expired > 0);
+    assert_eq!(
+        (stats.unlogged, stats.utilisation_permille > 850),
+        (0, true)
+    );
+    for key in 0..keys {
+        assert!(store.get(DEFAULT_TABLE, &key.to_le_bytes(), now).is_some());
+    }
 }
 
 #[test]

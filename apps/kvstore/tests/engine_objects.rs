@@ -91,6 +91,8 @@ fn config(seed: u64, quarantine_ns: u64, segment: usize) -> Config {
         seed,
         segment_bytes: Some(segment),
         quarantine_ns,
+        // A replay has to succeed in one go.
+        clean_for_write: (quarantine_ns > 0).then_some(500),
         incarnation: 0,
     }
 }

@@ -12,6 +12,7 @@ const CONFIG: Config = Config {
     seed: 3,
     segment_bytes: Some(4 << 10),
     quarantine_ns: 0,
+    clean_for_write: None,
     incarnation: 1,
 };
 

@@ -21,6 +21,11 @@ const BUCKET_COST_BYTES: usize = 8 * 64;
 /// What a victim must give to be worth it, in halves of a segment's 1/[`SLACK_FRACTION`].
 const LEAST_GAIN_IN_BACKGROUND: u64 = 2;
 const LEAST_GAIN_FOR_WRITE: u64 = 1;
+/// Half a segment: what a victim must give while enough segments rest, but none is free.
+const LEAST_GAIN_WHILE_STARVED: u64 = SLACK_FRACTION as u64;
+
+/// So many times as many segments as usual may rest while none is free: a quarter of the log at most.
+const STARVED_FACTOR: usize = 4;
 
 #[derive(Debug, Default)]
 pub(crate) struct Cleaner {
@@ -31,6 +36,10 @@ pub(crate) struct Cleaner {
     died_bytes: u64,
     /// Cleaning for a write is not tried again before this many bytes have died: the last try freed nothing.
     futile_until: u64,
+    /// Victims chosen for writes since the last one that got its segment.
+    pub(crate) victims_tried: usize,
+    /// Bytes to clean on behalf of one write.
+    pub(crate) budget_for_write: usize,
     /// The same for cleaning in the background, where the last look found no victim that is worth it.
     idle_until: u64,
     /// A sealed segment may hold nothing that is needed: taken back even while others are free, so that a working set that is
@@ -79,6 +88,13 @@ enum Step {
 }
 
 impl Cleaner {
+    pub(crate) fn new(budget_for_write: Option<usize>) -> Self {
+        Self {
+            budget_for_write: budget_for_write.unwrap_or(usize::MAX),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn note_death(&mut self, bytes: usize) {
         self.died_bytes += bytes as u64;
     }
@@ -123,6 +139,12 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 if self.cleaner.maybe_empty && !self.select_empty() {
                     self.cleaner.maybe_empty = false;
                 }
+                if !self.is_cleaning()
+                    && self.wants_cleaning_while_starved()
+                    && !self.select_victim(LEAST_GAIN_WHILE_STARVED)
+                {
+                    self.cleaner.idle_until = self.cleaner.died_bytes + self.least_gain(1);
+                }
                 if !self.is_cleaning() {
                     return if self.has_chores(now) {
                         CleanState::More
@@ -151,7 +173,16 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.is_cleaning()
             || (self.is_scarce() && self.cleaner.died_bytes >= self.cleaner.idle_until)
             || (self.cleaner.maybe_empty && !self.is_scarce())
+            || self.wants_cleaning_while_starved()
             || self.has_chores(now)
+    }
+
+    /// Whether writes wait for memory that rests, and more of it would help them.
+    fn wants_cleaning_while_starved(&self) -> bool {
+        let free = self.log.free_segments();
+        free <= CLEANER_RESERVE_SEGMENTS
+            && free + self.log.resting_segments() < STARVED_FACTOR * self.low_water()
+            && self.cleaner.died_bytes >= self.cleaner.idle_until
     }
 
     /// Whether there is work that frees no segment by itself.
@@ -171,29 +202,42 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         CLEANER_RESERVE_SEGMENTS + 2 + self.log.layout.segments / SEGMENTS_PER_REGION
     }
 
-    /// Cleans until a segment is free beyond the cleaner's reserve. Errors: nothing (more) to gain, or only pinned segments.
+    /// Cleans until a segment is free beyond the cleaner's reserve. Errors: nothing (more) to gain, or only pinned segments; the
+    /// budget for writes is spent.
     pub(crate) fn clean_for_write(&mut self, now: u64) -> Result<(), StoreError> {
         if !self.is_cleaning() && self.cleaner.died_bytes < self.cleaner.futile_until {
             return Err(self.full());
         }
-        for _ in 0..MAX_SYNC_VICTIMS {
-            if !self.is_cleaning() && !self.select_victim(LEAST_GAIN_FOR_WRITE) {
-                if self.waits_for_release(LEAST_GAIN_FOR_WRITE) {
-                    return Err(StoreError::Busy);
-                }
-                break;
-            }
-            if let Step::Blocked = self.advance(&mut 0, usize::MAX, now) {
-                return Err(StoreError::Busy);
-            }
+        let (mut spent, budget) = (0, self.cleaner.budget_for_write);
+        while self.cleaner.victims_tried < MAX_SYNC_VICTIMS {
             if self.log.free_segments() > CLEANER_RESERVE_SEGMENTS {
+                self.cleaner.victims_tried = 0;
                 return Ok(());
             }
-            if self.log.resting_segments() > 0 {
-                // Enough is freed; it only has to rest.
-                return Err(StoreError::Busy);
+            if !self.is_cleaning() {
+                // Enough that only has to rest: another victim's survivor would take what the write waits for.
+                let resting = self.log.resting_segments();
+                if self.log.free_segments() + resting > CLEANER_RESERVE_SEGMENTS {
+                    return Err(StoreError::Busy);
+                }
+                if !self.select_victim(LEAST_GAIN_FOR_WRITE) {
+                    if self.waits_for_release(LEAST_GAIN_FOR_WRITE) {
+                        return Err(StoreError::Busy);
+                    }
+                    break;
+                }
+                self.cleaner.victims_tried += 1;
+            }
+            match self.advance(&mut spent, budget, now) {
+                Step::Finished => {}
+                Step::OutOfBudget | Step::Blocked => return Err(StoreError::Busy),
             }
         }
+        if self.log.free_segments() > CLEANER_RESERVE_SEGMENTS {
+            self.cleaner.victims_tried = 0;
+            return Ok(());
+        }
+        self.cleaner.victims_tried = 0;
         let segment_bytes = self.log.layout.segment_bytes() as u64;
         self.cleaner.futile_until = self.cleaner.died_bytes + segment_bytes / SLACK_FRACTION as u64;
         Err(self.full())

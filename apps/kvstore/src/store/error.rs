@@ -39,9 +39,10 @@ pub enum StoreError {
         /// Bytes that they may reach.
         capacity: u64,
     },
-    /// Room could be made, but transfers in flight still hold the segments that would be reused.
+    /// Room could be made, but not at once: transfers in flight hold the segments that would be reused, or these have to rest
+    /// until nobody can be reading them, or more has to be cleaned than one write may ([`super::Config::clean_for_write`]).
     #[error(
-        "no segment is free until transfers in flight complete; reap completions, unpin, and try again"
+        "no segment is free until transfers in flight complete, time passes or the cleaner has worked; try again"
     )]
     Busy,
     /// A reject rule held: nothing was changed.

@@ -195,6 +195,7 @@ impl Layout {
             seed: load_u64(mem, 40),
             segment_bytes: Some(layout.segment_bytes()),
             quarantine_ns: load_u64(mem, 64),
+            clean_for_write: None,
             incarnation: load_u64(mem, 56),
         };
         if same {
@@ -251,6 +252,7 @@ mod tests {
             seed: 77,
             segment_bytes: Some(16 << 10),
             quarantine_ns: 5,
+            clean_for_write: None,
             incarnation: 6,
         };
         layout.emit(&config, &mut mem);

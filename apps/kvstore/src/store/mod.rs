@@ -19,6 +19,21 @@
 //! | `cleaner`, `victim` | the cleaner: what to do, and what becomes of each entry |
 //! | `enumerate`, `stats`, `audit`, `replay` | all objects of a table; accounts; rebuilding a store from its log |
 //! | [`onesided`] | how somebody reads who can only READ the region |
+//!
+//! The calls, all of [`Store`]:
+//!
+//! | calls | what for |
+//! | --- | --- |
+//! | `new`, `replay` | an empty store; one from another's log |
+//! | `create_table`, `drop_table`, `is_dropping`, `table_id`, `tables` | tables |
+//! | `get`, `get_hashed`, `read` | reading: where the object lies ([`Found`]) |
+//! | `put`, `write`, `remove`, `increment` | changes, with [`RejectRules`], expiry and [`RequestId`] |
+//! | `reserve`, `commit`, `abort` | a write whose value a transport brings |
+//! | `take_lease`, `end_lease`, `check`, `refuse` | exactly-once: ask `check` first, execute what is [`Progress::New`] |
+//! | `enumerate` | all objects of a table, page by page |
+//! | `clean`, `wants_cleaning`, `busy_until` | the cleaner, between requests; when to try again after [`StoreError::Busy`] |
+//! | `pin`, `unpin`, `segment_of`, `bytes`, `region` | sending straight from the log |
+//! | `stats`, `len`, `capacity`, `audit` | accounts |
 #![forbid(unsafe_code)]
 
 pub mod entry;
@@ -87,6 +102,10 @@ pub struct Config {
     /// How long memory that was freed keeps its bytes at least, ns: longer than any one-sided READ of the region takes, or else its
     /// reader discards it ([`onesided`]; [`crate::limits::QUARANTINE_NS`]). 0: nobody reads the region.
     pub quarantine_ns: u64,
+    /// How many bytes a write may clean that finds no segment free, about. A write that needs more is answered with
+    /// [`StoreError::Busy`], and succeeds when it is tried again often enough, or after [`Store::clean`]. None: as many as it takes,
+    /// which may be most of the log if that is almost full.
+    pub clean_for_write: Option<usize>,
     /// Tells this store from others that were in the same place before: a random number.
     pub incarnation: u64,
 }
@@ -124,7 +143,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             index: Index::new(&layout),
             log: Log::new(layout, mem, &config, 1),
             tables: Tables::new(),
-            cleaner: Cleaner::default(),
+            cleaner: Cleaner::new(config.clean_for_write),
             sweep: None,
             leases: Leases::default(),
             region,

@@ -170,7 +170,8 @@ impl Hidden {
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Fills this empty store from the log in `source`, a region that held a store. Of each key the newest version is kept,
     /// unless a tombstone hides it, it has expired at `now`, or its table was dropped; live bits and the hash table of
-    /// `source` are not looked at. Tables, leases and the results of requests come with it. Returns the objects now held.
+    /// `source` are not looked at. Tables, leases and the results of requests come with it. Returns the objects now held. Nobody
+    /// may READ this store's region before that.
     ///
     /// Errors: this store is not empty; `source` is no store, or its log is damaged or incomplete; this store is too small.
     pub fn replay(&mut self, source: &[u8], now: u64) -> Result<u64, StoreError> {
@@ -184,6 +185,16 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             return Err(StoreError::NotAStore);
         }
         check_digest(source, &layout)?;
+        // Nobody is kept waiting, and nobody reads.
+        let budget = core::mem::replace(&mut self.cleaner.budget_for_write, usize::MAX);
+        let quarantine_ns = self.log.set_quarantine(0);
+        let result = self.replay_log(source, layout, now);
+        self.cleaner.budget_for_write = budget;
+        self.log.set_quarantine(quarantine_ns);
+        result
+    }
+
+    fn replay_log(&mut self, source: &[u8], layout: Layout, now: u64) -> Result<u64, StoreError> {
         let walk = || Walk::new(source, layout);
         let hidden = self.survey(source, walk(), now)?;
         let directory = |entry: &Entry<'_>| entry.header().table == DIRECTORY;

@@ -434,6 +434,11 @@ impl Log {
         self.free.push(index);
     }
 
+    /// Sets how long memory rests. Returns how long it rested so far.
+    pub(crate) fn set_quarantine(&mut self, quarantine_ns: u64) -> u64 {
+        core::mem::replace(&mut self.quarantine_ns, quarantine_ns)
+    }
+
     /// Takes note of the time. It never goes back.
     pub(crate) fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);

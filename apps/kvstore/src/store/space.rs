@@ -37,7 +37,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     }
 
     /// When to ask again after [`StoreError::Busy`], ns: then memory that was freed can be reused. None: only the end of
-    /// transfers helps.
+    /// transfers helps, or cleaning ([`Self::clean`]).
     #[must_use]
     pub fn busy_until(&self) -> Option<u64> {
         self.log.next_rested_at()
@@ -172,6 +172,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.set_now(now);
         self.log.release_rested();
         if self.log.free_segments() > CLEANER_RESERVE_SEGMENTS {
+            self.cleaner.victims_tried = 0;
             return Ok(());
         }
         self.clean_for_write(now)
