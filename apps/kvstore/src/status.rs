@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use hyv_abi::window::UserPage;
 
+use crate::proto::Class;
 use crate::server::Server;
 
 /// What the words say.
@@ -19,7 +20,7 @@ pub struct Status {
     pub live_bytes: u64,
     /// Bytes that may be live.
     pub capacity_bytes: u64,
-    /// Service time in ns, from a request's completion to its reply's work request, median of sampled requests; 0 for none yet.
+    /// Service time in ns, from a read's completion to its reply's work request, median of sampled reads; 0 for none yet.
     pub service_p50_ns: u64,
     /// The same, 99th percentile.
     pub service_p99_ns: u64,
@@ -40,10 +41,11 @@ impl Status {
     #[must_use]
     pub fn of(server: &Server) -> Self {
         let (c, stats) = (server.counters(), server.store().stats());
-        let (service_p50_ns, service_p99_ns) = server.service_times();
+        let times = server.times(Class::Read);
+        let (service_p50_ns, service_p99_ns) = (times.quantile(500), times.quantile(990));
         let (store_offset, store_bytes) = server.store_range();
         Self {
-            requests: c.gets + c.puts + c.dels + c.others + c.errors,
+            requests: c.gets + c.puts + c.dels + c.increments + c.others + c.rejects + c.errors,
             objects: stats.objects,
             live_bytes: stats.bytes.live,
             capacity_bytes: stats.capacity,

@@ -27,6 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         store_bytes: 32 << 20,
         seed: 1,
         max_connections: 4,
+        unix_ns: clock::realtime_ns(),
+        one_sided: true,
     };
     let mut server = Server::new(&server_context, config)?;
     // The handshake needs both sides at once.

@@ -9,7 +9,7 @@ use hyv_host::sys::clock;
 use hyv_host::sys::window::SharedWindow;
 use hyv_lab::{Latencies, Slice, median};
 use hyv_verbs::probe::{self, Lines};
-use kvstore::client::{Client, ClientError, Simple};
+use kvstore::client::{self, Client, ClientError};
 use kvstore::proto::Reply;
 
 use crate::pump::Pump;
@@ -111,7 +111,7 @@ impl<'a> Target<'a> {
     pub fn floor(&mut self) -> Result<f64> {
         let pump = &mut self.pump;
         let ticks = floor(Lines::one(&self.window), |rounds| {
-            pump.client.start_simple(Simple::Probe { rounds })?;
+            pump.client.submit(&client::Operation::Probe { rounds })?;
             let mut ready = false;
             while !ready {
                 pump.step(|_, reply| ready = matches!(reply, Ok(Reply::Probe { .. })))?;

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use hyv_rnic::cell::Inline;
-use kvstore::client::{Client, ClientError};
+use kvstore::client::{Client, ClientError, Ticket};
 use kvstore::proto::{Reply, Status};
 
 /// How long a store may be silent while requests are outstanding.
@@ -29,7 +29,7 @@ impl Pump<'_> {
     /// When the connection ended, or the store is silent for [`SILENCE`].
     pub fn step(
         &mut self,
-        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+        mut each: impl FnMut(Ticket, Result<Reply<'_>, ClientError>),
     ) -> Result<usize, ClientError> {
         let Some(inline) = &mut self.inline else {
             return self.client.wait(each);

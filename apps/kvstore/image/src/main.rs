@@ -1,7 +1,8 @@
 //! The key-value store as an appliance: everything this guest does.
 //!
 //! Arguments (`KEY=VALUE` words on the command line): `port` (default 7070), `seed` of the key hash (default: from
-//! the time), `clients` (most connections at once), `spin_us` (how long to poll before sleeping).
+//! the time), `clients` (most connections at once), `spin_us` (how long to poll before sleeping), `one_sided` (0: clients may not
+//! READ the store themselves).
 #![no_std]
 #![no_main]
 
@@ -21,8 +22,10 @@ use kvstore::status::Status;
 
 hyv_unikernel::entry!(main);
 
-/// Memory left for what the server registers beside the store: completion queues and scratch buffers.
-const BESIDE_STORE: usize = 4 << 20;
+/// Least memory left for what the server registers beside the store: scratch buffers, and the first clients.
+const BESIDE_STORE: usize = 8 << 20;
+/// At most this part of the memory is left for clients. In the default of 256 MiB all of them find room.
+const CLIENTS_FRACTION: usize = 8;
 
 struct Host;
 
@@ -50,11 +53,15 @@ fn number(key: &str, default: u64) -> Result<u64, String> {
 
 fn main() -> Result<(), String> {
     let port = number("port", 7070)?;
+    let max_connections = number("clients", limits::MAX_CONNECTIONS as u64)? as usize;
+    let for_clients = limits::memory_for(max_connections).min(memory::rest() / CLIENTS_FRACTION);
     let config = ServerConfig {
         port: u16::try_from(port).map_err(|_| format!("argument port={port} is not a port"))?,
-        store_bytes: memory::rest().saturating_sub(BESIDE_STORE),
+        store_bytes: memory::rest().saturating_sub(for_clients.max(BESIDE_STORE)),
         seed: number("seed", time::unix_ns() ^ time::tsc().rotate_left(32))?,
-        max_connections: number("clients", limits::MAX_CONNECTIONS as u64)? as usize,
+        max_connections,
+        unix_ns: time::unix_ns(),
+        one_sided: number("one_sided", 1)? != 0,
     };
     let spin_ns = number("spin_us", 200)? * 1000;
     let context = Context::open(Arc::new(Guest)).map_err(|e| format!("no device: {e}"))?;

@@ -1,14 +1,17 @@
-//! One request at a time, waiting for its reply.
+//! One operation at a time, waiting for its reply.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use hyv_verbs::WorkCompletion;
 
-use super::{Client, ClientError, Simple, check, verb};
-use crate::proto::{Reply, StatsReply, Status};
+use super::many::with_bits;
+use super::{Client, ClientError, FREE, Operation, Ticket, verb};
+use crate::proto::{Reply, Request, StatsReply, Status};
+use crate::store::{DEFAULT_TABLE, Increment, Incremented, RejectRules};
 
-/// A value with its version.
+/// An object that was read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Object {
     /// Version of the object.
@@ -26,50 +29,87 @@ pub struct PageOfKeys {
     pub next: Option<u64>,
 }
 
+/// Some objects, and where to go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PageOfObjects {
+    /// Keys with their objects.
+    pub objects: Vec<(Vec<u8>, Object)>,
+    /// Cursor of the next page; none at the end.
+    pub next: Option<u64>,
+}
+
+/// A table, and what it holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    /// Id.
+    pub id: u32,
+    /// Name.
+    pub name: String,
+    /// Objects.
+    pub objects: u64,
+    /// Bytes of their log entries.
+    pub live_bytes: u64,
+}
+
 /// Times that a busy server is asked again, with [`BUSY_PAUSE`] in between.
 const BUSY_RETRIES: u32 = 200;
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// Pause between looks at a connection that is being made.
+const MENDING_PAUSE: Duration = Duration::from_micros(200);
 
 impl Client {
-    /// Waits for replies, sleeping when none come, at most for the client's time limit. Returns how many came.
+    /// Waits for completions, sleeping when none come, at most for the client's time limit. Returns how many came.
     ///
     /// # Errors
     /// As [`Client::poll`], and [`ClientError::Timeout`].
     pub fn wait(
         &mut self,
-        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+        mut each: impl FnMut(Ticket, Result<Reply<'_>, ClientError>),
     ) -> Result<usize, ClientError> {
         let mut wcs = [WorkCompletion::EMPTY; 8];
         let start = self.context.now_ns();
         loop {
+            let completed = self.poll(&mut each)?;
+            if completed > 0 {
+                return Ok(completed);
+            }
             let passed = Duration::from_nanos(self.context.now_ns().saturating_sub(start));
-            let Some(left) = self.timeout.checked_sub(passed).filter(|l| !l.is_zero()) else {
-                return Err(ClientError::Timeout(self.timeout));
+            let Some(left) = self
+                .config
+                .timeout
+                .checked_sub(passed)
+                .filter(|l| !l.is_zero())
+            else {
+                return Err(ClientError::Timeout(self.config.timeout));
             };
+            if !self.is_connected() {
+                self.pause(MENDING_PAUSE.min(left))?;
+                continue;
+            }
             let n = self
                 .cq
                 .wait(&mut wcs, Some(left))
                 .map_err(verb("cannot wait for the store"))?;
-            let mut replies = 0;
+            let mut completed = 0;
             for wc in &wcs[..n] {
-                replies += self.complete(wc, &mut each)?;
+                completed += self.complete(wc, &mut each);
             }
-            if replies > 0 {
-                return Ok(replies);
+            if completed > 0 {
+                return Ok(completed);
             }
         }
     }
 
-    /// Waits for the reply with this tag; there must be no other request outstanding.
+    /// Waits for the completion of this ticket; other requests' completions are lost.
     fn wait_for<T>(
         &mut self,
-        tag: u16,
+        ticket: Ticket,
         mut take: impl FnMut(Reply<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
         let mut result = None;
         while result.is_none() {
             self.wait(|t, reply| {
-                if t == tag {
+                if t == ticket {
                     result = Some(reply.map(&mut take));
                 }
             })?;
@@ -77,27 +117,41 @@ impl Client {
         match result {
             Some(Ok(Some(t))) => Ok(t),
             Some(Err(e)) => Err(e),
-            _ => Err(self.fail("the store's reply is of another kind than the request")),
+            _ => {
+                let why = "the store's reply is of another kind than the request";
+                self.broken.get_or_insert(why);
+                Err(ClientError::Disconnected(why))
+            }
         }
     }
 
-    fn patiently<T>(
+    /// Executes an operation and waits for its reply, of which `take` keeps something; none: it is of the wrong kind. A store
+    /// that is busy is asked again for a while.
+    ///
+    /// # Errors
+    /// As the server says, and as [`Client::submit`] and [`Client::wait`].
+    pub fn execute<T>(
         &mut self,
-        mut f: impl FnMut(&mut Self) -> Result<T, ClientError>,
+        operation: &Operation<'_>,
+        mut take: impl FnMut(Reply<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        for _ in 0..BUSY_RETRIES {
-            match f(self) {
+        let mut retries = 0;
+        loop {
+            let ticket = self.submit(operation)?;
+            match self.wait_for(ticket, &mut take) {
                 Err(ClientError::Status {
                     status: Status::Busy,
                     ..
-                }) => self.pause(BUSY_PAUSE)?,
+                }) if retries < BUSY_RETRIES => {
+                    retries += 1;
+                    self.pause(BUSY_PAUSE)?;
+                }
                 other => return other,
             }
         }
-        f(self)
     }
 
-    fn pause(&self, time: Duration) -> Result<(), ClientError> {
+    pub(super) fn pause(&self, time: Duration) -> Result<(), ClientError> {
         let platform = self.context.platform();
         let end = platform.now_ns() + time.as_nanos() as u64;
         loop {
@@ -111,79 +165,144 @@ impl Client {
         }
     }
 
-    /// Reads a key's value.
+    /// Reads an object.
     ///
     /// # Errors
     /// As the server says; a missing key is `Ok(None)`.
-    pub fn get(&mut self, key: &[u8]) -> Result<Option<Object>, ClientError> {
-        check(key, 0)?;
-        let take = |r: Reply<'_>| match r {
-            Reply::Value { version, value, .. } => Some(Object {
-                version,
-                value: value.to_vec(),
-            }),
-            _ => None,
-        };
-        let tag = self.start_get(key)?;
-        let first = match self.wait_for(tag, take) {
-            Err(ClientError::Status {
-                status: Status::TooLargeForEager,
-                ..
-            }) => {
-                let tag = self.start_get_large(key)?;
-                self.wait_for(tag, take)
-            }
-            other => other,
-        };
-        match first {
-            Ok(object) => Ok(Some(object)),
-            Err(ClientError::Status {
-                status: Status::NotFound,
-                ..
-            }) => Ok(None),
-            Err(e) => Err(e),
-        }
+    pub fn read(&mut self, table: u32, key: &[u8]) -> Result<Option<Object>, ClientError> {
+        self.read_if(table, key, RejectRules::NONE)
     }
 
-    /// Stores a value; gives its version.
+    /// Reads an object, unless a rule refuses.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`], and as [`Client::read`].
+    pub fn read_if(
+        &mut self,
+        table: u32,
+        key: &[u8],
+        rules: RejectRules,
+    ) -> Result<Option<Object>, ClientError> {
+        found(self.execute(&Operation::Read { table, key, rules }, object))
+    }
+
+    /// Reads an object without the server's CPU, if that can be ([`Client::submit_one_sided`]).
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub fn read_one_sided(
+        &mut self,
+        table: u32,
+        key: &[u8],
+    ) -> Result<Option<Object>, ClientError> {
+        let ticket = self.submit_one_sided(table, key)?;
+        found(self.wait_for(ticket, object))
+    }
+
+    /// Writes an object; gives its version.
     ///
     /// # Errors
     /// As the server says: `Full` when there is no room.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<u64, ClientError> {
-        check(key, value.len())?;
-        self.patiently(|c| {
-            let tag = c.start_put(key, value)?;
-            c.wait_for(tag, version)
+    pub fn write(&mut self, table: u32, key: &[u8], value: &[u8]) -> Result<u64, ClientError> {
+        self.execute(&Operation::write(table, key, value), version)
+    }
+
+    /// Writes an object, unless a rule refuses; from `expires` on ([`Client::server_time`]) it does not exist any more,
+    /// [`crate::store::NEVER`]: it stays.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`], and as [`Client::write`].
+    pub fn write_if(
+        &mut self,
+        table: u32,
+        key: &[u8],
+        value: &[u8],
+        rules: RejectRules,
+        expires: u64,
+    ) -> Result<u64, ClientError> {
+        let operation = Operation::Write {
+            table,
+            key,
+            value,
+            rules,
+            expires,
+        };
+        self.execute(&operation, version)
+    }
+
+    /// Removes an object; gives the version that was removed, or none if there was no such key.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn remove(&mut self, table: u32, key: &[u8]) -> Result<Option<u64>, ClientError> {
+        self.remove_if(table, key, RejectRules::NONE)
+    }
+
+    /// Removes an object, unless a rule refuses.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`], and as [`Client::remove`].
+    pub fn remove_if(
+        &mut self,
+        table: u32,
+        key: &[u8],
+        rules: RejectRules,
+    ) -> Result<Option<u64>, ClientError> {
+        found(self.execute(&Operation::Remove { table, key, rules }, version))
+    }
+
+    /// Adds to a number of 8 bytes; one that does not exist counts as 0. Integers wrap around.
+    ///
+    /// # Errors
+    /// `NotANumber` for a value of another length, and as the server says.
+    pub fn increment(
+        &mut self,
+        table: u32,
+        key: &[u8],
+        by: Increment,
+    ) -> Result<Incremented, ClientError> {
+        self.increment_if(table, key, by, RejectRules::NONE)
+    }
+
+    /// Adds to a number, unless a rule refuses.
+    ///
+    /// # Errors
+    /// [`ClientError::Rejected`], and as [`Client::increment`].
+    pub fn increment_if(
+        &mut self,
+        table: u32,
+        key: &[u8],
+        by: Increment,
+        rules: RejectRules,
+    ) -> Result<Incremented, ClientError> {
+        let operation = Operation::Increment {
+            table,
+            key,
+            by,
+            rules,
+        };
+        self.execute(&operation, |reply| match reply {
+            Reply::Incremented { version, bits } => Some(Incremented {
+                value: with_bits(by, bits),
+                version,
+            }),
+            _ => None,
         })
     }
 
-    /// Removes a key; gives the version that was removed, or none if there was no such key.
+    /// A page of a table's keys, in no particular order; the first with cursor 0. A key that exists all the time is on exactly one
+    /// page.
     ///
     /// # Errors
     /// As the server says.
-    pub fn del(&mut self, key: &[u8]) -> Result<Option<u64>, ClientError> {
-        check(key, 0)?;
-        let removed = self.patiently(|c| {
-            let tag = c.start_del(key)?;
-            c.wait_for(tag, version)
-        });
-        match removed {
-            Ok(v) => Ok(Some(v)),
-            Err(ClientError::Status {
-                status: Status::NotFound,
-                ..
-            }) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// A page of keys, in no particular order; the first with cursor 0. A key that exists all the time is on exactly one page.
-    ///
-    /// # Errors
-    /// As the server says.
-    pub fn list(&mut self, cursor: u64) -> Result<PageOfKeys, ClientError> {
-        let tag = self.start_list(cursor)?;
-        self.wait_for(tag, |r| match r {
+    pub fn keys(&mut self, table: u32, cursor: u64) -> Result<PageOfKeys, ClientError> {
+        let operation = Operation::Enumerate {
+            table,
+            cursor,
+            limit: 0,
+            values: false,
+        };
+        self.execute(&operation, |reply| match reply {
             Reply::Page(page) => Some(PageOfKeys {
                 keys: page.keys().map(<[u8]>::to_vec).collect(),
                 next: page.next(),
@@ -192,14 +311,113 @@ impl Client {
         })
     }
 
+    /// A page of a table's objects, at most `limit` (0: as many as fit), as [`Client::keys`]. Values too long for a page are read one
+    /// by one; an object removed meanwhile is left out then.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn enumerate(
+        &mut self,
+        table: u32,
+        cursor: u64,
+        limit: u16,
+    ) -> Result<PageOfObjects, ClientError> {
+        let operation = Operation::Enumerate {
+            table,
+            cursor,
+            limit,
+            values: true,
+        };
+        let (objects, next) = self.execute(&operation, |reply| match reply {
+            Reply::Page(page) => {
+                let objects: Vec<_> = page
+                    .objects()
+                    .map(|o| (o.key.to_vec(), o.version, o.value.map(<[u8]>::to_vec)))
+                    .collect();
+                Some((objects, page.next()))
+            }
+            _ => None,
+        })?;
+        let mut all = Vec::with_capacity(objects.len());
+        for (key, version, value) in objects {
+            let object = match value {
+                Some(value) => Some(Object { version, value }),
+                None => self.read(table, &key)?,
+            };
+            all.extend(object.map(|object| (key, object)));
+        }
+        Ok(PageOfObjects { objects: all, next })
+    }
+
+    /// Creates a table, if there is none of that name; gives its id, and whether it was created just now.
+    ///
+    /// # Errors
+    /// `TableName`, `TooManyTables`, and as the server says.
+    pub fn create_table(&mut self, name: &str) -> Result<(u32, bool), ClientError> {
+        self.execute(&Operation::CreateTable { name }, |reply| match reply {
+            Reply::Table { id, created } => Some((id, created)),
+            _ => None,
+        })
+    }
+
+    /// Drops a table with everything in it. When this returns nobody finds any of it any more, one-sided readers included.
+    ///
+    /// # Errors
+    /// `UnknownTable`, `DefaultTable`, and as the server says.
+    pub fn drop_table(&mut self, table: u32) -> Result<(), ClientError> {
+        self.execute(&Operation::DropTable { table }, empty)
+    }
+
+    /// The id of a table; none if there is none of that name.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn table(&mut self, name: &str) -> Result<Option<u32>, ClientError> {
+        found(
+            self.execute(&Operation::FindTable { name }, |reply| match reply {
+                Reply::Table { id, .. } => Some(id),
+                _ => None,
+            }),
+        )
+    }
+
+    /// All tables, by id.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn tables(&mut self) -> Result<Vec<Table>, ClientError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.execute(&Operation::Tables { after }, |reply| match reply {
+                Reply::Tables(tables) => {
+                    let page: Vec<_> = tables
+                        .iter()
+                        .map(|table| Table {
+                            id: table.id,
+                            name: table.name.into(),
+                            objects: table.objects,
+                            live_bytes: table.live_bytes,
+                        })
+                        .collect();
+                    Some((page, tables.next()))
+                }
+                _ => None,
+            })?;
+            all.extend(page);
+            match next {
+                Some(next) => after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
     /// The server's counters.
     ///
     /// # Errors
     /// As the server says.
     pub fn stats(&mut self) -> Result<StatsReply, ClientError> {
-        let tag = self.start_simple(Simple::Stats)?;
-        self.wait_for(tag, |r| match r {
-            Reply::Stats(s) => Some(s.get()),
+        self.execute(&Operation::Stats, |reply| match reply {
+            Reply::Stats(stats) => Some(stats.get()),
             _ => None,
         })
     }
@@ -209,14 +427,77 @@ impl Client {
     /// # Errors
     /// When there is none.
     pub fn ping(&mut self) -> Result<(), ClientError> {
-        let tag = self.start_simple(Simple::Ping)?;
-        self.wait_for(tag, |r| matches!(r, Reply::Empty).then_some(()))
+        self.execute(&Operation::Ping, empty)
+    }
+
+    /// Gives the lease back.
+    pub(super) fn end_lease(&mut self) -> Result<(), ClientError> {
+        let ticket = self.start(&Request::EndLease, FREE)?;
+        self.wait_for(ticket, empty)
+    }
+
+    /// Reads a key of the default table.
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Object>, ClientError> {
+        self.read(DEFAULT_TABLE, key)
+    }
+
+    /// Writes to the default table; gives the version.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<u64, ClientError> {
+        self.write(DEFAULT_TABLE, key, value)
+    }
+
+    /// Removes a key of the default table.
+    ///
+    /// # Errors
+    /// As [`Client::remove`].
+    pub fn del(&mut self, key: &[u8]) -> Result<Option<u64>, ClientError> {
+        self.remove(DEFAULT_TABLE, key)
+    }
+
+    /// A page of the default table's keys.
+    ///
+    /// # Errors
+    /// As [`Client::keys`].
+    pub fn list(&mut self, cursor: u64) -> Result<PageOfKeys, ClientError> {
+        self.keys(DEFAULT_TABLE, cursor)
+    }
+}
+
+fn object(reply: Reply<'_>) -> Option<Object> {
+    match reply {
+        Reply::Value { version, value, .. } => Some(Object {
+            version,
+            value: value.to_vec(),
+        }),
+        _ => None,
     }
 }
 
 fn version(reply: Reply<'_>) -> Option<u64> {
     match reply {
-        Reply::Version(v) => Some(v),
+        Reply::Version(version) => Some(version),
         _ => None,
+    }
+}
+
+fn empty(reply: Reply<'_>) -> Option<()> {
+    matches!(reply, Reply::Empty).then_some(())
+}
+
+/// A status that says that there is nothing, as none.
+fn found<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match result {
+        Ok(t) => Ok(Some(t)),
+        Err(ClientError::Status {
+            status: Status::NotFound,
+            ..
+        }) => Ok(None),
+        Err(e) => Err(e),
     }
 }

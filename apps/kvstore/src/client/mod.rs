@@ -1,30 +1,53 @@
-//! The client: requests over an RC queue pair to a [`crate::server`].
+//! The client: operations over an RC queue pair to a [`crate::server`].
 //!
-//! The core is driven by polling: [`Client::start_get`] and its sisters send a request and give its tag, and
-//! [`Client::poll`] hands out replies. Up to [`Client::window`] requests may be outstanding, and replies come in
-//! any order. [`Client::get`] and its sisters (in `blocking`) wait for one reply.
+//! The core is driven by polling: [`Client::submit`] sends a request and gives its [`Ticket`], and [`Client::poll`] hands out
+//! completions, in any order, each ticket's exactly once. Up to [`Client::window`] requests may be outstanding. [`Client::read`]
+//! and its sisters (in `blocking`) wait for one reply. Keys and values that are too large for a message travel by address: they
+//! are copied into a staging buffer, which the server READs or WRITEs.
 //!
-//! Keys and values that are too large for a message travel by address: they are copied into a staging buffer,
-//! which the server READs or WRITEs.
+//! **A lost connection** is made anew, with growing pauses, while requests wait in their slots; then they are sent again under the same
+//! numbers, and what was executed before is not executed again. If the server has lost its memory meanwhile, all of them end
+//! with [`ClientError::ServerRestarted`], and so does every call until [`Client::accept_restart`].
+//!
+//! **One-sided reads** ([`Client::submit_one_sided`]) READ the store's hash table and log without the server's CPU: one READ if
+//! the object's place is known from before, otherwise two. What they cannot vouch for is asked of the server.
 
 mod blocking;
+mod error;
+mod link;
+mod many;
+mod mend;
+mod onesided;
+mod operation;
+mod sequence;
 mod staging;
 
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use hyv_verbs::cm::{ConnParam, ConnectOptions, Connection};
 use hyv_verbs::{
-    Access, CompletionQueue, Context, Error, Gid, MemoryRegion, Payload, PostError,
-    ProtectionDomain, QpCaps, QueuePair, RecvWr, SendOp, SendWr, WorkCompletion,
+    Access, CompletionQueue, Context, Gid, MemoryRegion, Payload, PostError, ProtectionDomain,
+    WorkCompletion,
 };
 
-use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_RESULTS};
 use crate::proto::{
-    Key, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, MIN_LIST_BUFFER_BYTES, PROTOCOL_VERSION, Page,
-    ProtoError, PutValue, Refusal, Reply, Request, Status,
+    Elements, Key, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, MIN_PAGE_BUFFER_BYTES, MultiOp, Once, Page,
+    ProtoError, Reply, Request, Results, Status, Tables, Value, emit_element,
 };
-pub use blocking::{Object, PageOfKeys};
+use crate::store::{DEFAULT_TABLE, RejectRules};
+pub use blocking::{Object, PageOfKeys, PageOfObjects, Table};
+pub use error::ClientError;
+use error::{check_key, check_value, verb};
+use link::{Link, WR_READ};
+pub use many::{MultiResult, OwnedElement};
+use mend::Mending;
+use onesided::OneSided;
+pub use onesided::OneSidedCounters;
+pub use operation::Operation;
+use sequence::Sequence;
 use staging::Staging;
 
 /// Requests outstanding at once, if the server allows as many.
@@ -33,124 +56,178 @@ const WINDOW: usize = 16;
 const RECV_BUFFERS: usize = 2 * WINDOW;
 /// Receives posted again at once.
 const REPOST_BATCH: usize = 8;
-/// Requests up to this many bytes go inline: a head slot and two more.
-const MAX_INLINE: usize = 136;
-/// A completion is asked for every so many requests.
-const SIGNAL_EVERY: u32 = 16;
-/// Send work requests at once: the window, and what is not known to be done.
+/// Requests up to this many bytes go inline: a head slot and three more.
+const MAX_INLINE: usize = 192;
+/// Send work requests at once: the window, what is not known to be done, and READs.
 const MAX_SENDS: u32 = 64;
+/// Most elements of one multi-operation whose elements execute once: so that two of them fit what a server keeps.
+pub const MAX_ONCE_ELEMENTS: usize = MAX_RESULTS / 2;
+/// Most bytes of one multi-operation's elements: half of a staging buffer; the results get the other half.
+pub const MAX_ELEMENTS_BYTES: usize = staging::ROOM / 2;
+/// Results that fit a reply without a buffer: those of so many elements, if they are no values.
+const SMALL_RESULTS: usize = 128;
 
-/// Why a request, or the connection, failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClientError {
-    /// The server answered with a failure. The number belongs to the status (a limit, or bytes needed).
-    #[error("{status}")]
-    Status {
-        /// What it said.
-        status: Status,
-        /// The number.
-        detail: u64,
-    },
-    /// The server refused the connection.
-    #[error("{0}")]
-    Refused(Refusal),
-    /// Nobody serves on that port.
-    #[error("no store listens on port {port} of this host: start one with ./run.sh kvstore")]
-    NoServer {
-        /// The port.
-        port: u16,
-    },
-    /// A verb failed.
-    #[error("{what}: {source}")]
-    Verb {
-        /// What was being done.
-        what: &'static str,
-        /// Why it failed.
-        source: Error,
-    },
-    /// The connection ended: the server went away, or one side broke the rules.
-    #[error("the connection to the store ended ({0}); start the store again if it has stopped")]
-    Disconnected(&'static str),
-    /// No answer in time.
-    #[error("the store did not answer within {0:?}")]
-    Timeout(Duration),
-    /// As many requests are outstanding as may be, or no staging buffer is free: poll first.
-    #[error("too many requests are outstanding: take replies first")]
-    WindowFull,
-    /// The request cannot be said in the protocol, or a reply made no sense.
-    #[error("{0}")]
-    Proto(#[from] ProtoError),
-    /// The key is too long.
-    #[error("the key has {len} bytes; the limit is {MAX_KEY_BYTES}")]
-    KeyTooLong {
-        /// Its bytes.
-        len: usize,
-    },
-    /// The key is empty.
-    #[error("the key is empty; a key has 1 to {MAX_KEY_BYTES} bytes")]
-    EmptyKey,
-    /// The value is too large.
-    #[error("the value has {len} bytes; the limit is {MAX_VALUE_BYTES} (1 MiB)")]
-    ValueTooLarge {
-        /// Its bytes.
-        len: usize,
-    },
+const _: () = assert!(SMALL_RESULTS * 17 <= MAX_REPLY_BYTES);
+
+/// A request that was submitted. Its number is below [`Client::window`]'s maximum of 16, and free for another request once its
+/// completion was handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(u16);
+
+impl From<Ticket> for usize {
+    fn from(ticket: Ticket) -> Self {
+        Self::from(ticket.0)
+    }
 }
 
-fn verb(what: &'static str) -> impl FnOnce(Error) -> ClientError {
-    move |source| ClientError::Verb { what, source }
+/// How to be a client.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientConfig {
+    /// Bounds every blocking call, and each attempt to connect.
+    pub timeout: Duration,
+    /// For how long to try to get a lost connection back; none: not at all.
+    pub reconnect: Option<Duration>,
+    /// Whether writes, removes and increments execute once, whatever happens to their replies. Costs the server a record of 88 bytes for each,
+    /// until its result is acknowledged. Without, such a request ends with [`ClientError::OutcomeUnknown`] if the connection is lost.
+    pub exactly_once: bool,
+    /// Places of objects to remember for one-sided reads: 32 bytes each, taken when the first is made. A power of two.
+    pub locations: usize,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            reconnect: Some(Duration::from_secs(10)),
+            exactly_once: true,
+            locations: 1 << 14,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Pending {
+enum State {
     Free,
-    /// Waits for a plain reply.
-    Plain,
-    /// Waits, with a staging buffer.
-    Staged(u32),
+    /// Waits to be sent: for the connection, or for room in the server's window.
+    Queued,
+    /// Waits for a staging buffer, to be sent again with it.
+    Unstaged,
+    /// Sent.
+    Sent,
+    /// Being looked up one-sidedly.
+    Looking,
 }
+
+/// What to do with a request whose connection was lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Repeat {
+    /// Send it again.
+    Always,
+    /// Send it again if the server still knows this client.
+    Numbered(Once, u16),
+    /// Nobody knows what became of it.
+    Never,
+}
+
+/// A request: what was sent lies in the send region, at its slot.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    state: State,
+    repeat: Repeat,
+    /// Whether it was sent before: it may have been executed.
+    tried: bool,
+    /// Bytes of the request.
+    len: u32,
+    /// Its staging buffer.
+    staged: Option<u32>,
+    /// Where in it the answer goes.
+    answer_at: u32,
+    /// Of a multi-operation.
+    multi: Option<(MultiOp, u16)>,
+    /// Counts requests: the order to send them again in.
+    order: u64,
+}
+
+const FREE: Slot = Slot {
+    state: State::Free,
+    repeat: Repeat::Always,
+    tried: false,
+    len: 0,
+    staged: None,
+    answer_at: 0,
+    multi: None,
+    order: 0,
+};
 
 /// A connection to a store.
 pub struct Client {
-    // Fields drop in order: the queue pair before the memory it uses, the identifier after it.
-    qp: QueuePair,
-    connection: Connection,
+    // Fields drop in order: the queue pair before the memory it uses.
+    link: Option<Link>,
+    mending: Mending,
     context: Context,
     cq: CompletionQueue,
     recv: MemoryRegion,
     send: MemoryRegion,
     staging: Option<Staging>,
+    one_sided: Option<Box<OneSided>>,
     pd: ProtectionDomain,
-    pending: Vec<Pending>,
+    to: (Gid, u16),
+    config: ClientConfig,
+    slots: [Slot; WINDOW],
     free: Vec<u16>,
-    outstanding: usize,
-    /// Receive buffers to post again.
-    spent: Vec<u32>,
-    unsignaled: u32,
+    /// Slots that wait to be sent.
+    queue: VecDeque<u16>,
+    /// Slots that wait for a staging buffer.
+    unstaged: VecDeque<u16>,
+    /// Requests that the server has.
+    sent: usize,
+    /// Requests that it may have.
+    window: usize,
+    submitted: u64,
+    sequence: Sequence,
+    /// Why the connection is of no use any more.
     broken: Option<&'static str>,
-    timeout: Duration,
 }
 
 impl core::fmt::Debug for Client {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Client")
-            .field("outstanding", &self.outstanding)
+            .field("outstanding", &self.outstanding())
+            .field("connected", &self.link.is_some())
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// Connects to the store that listens on a port. `timeout` bounds this and every later blocking call.
+    /// Connects to the store that listens on a port, with everything as usual. `timeout` bounds this and every later blocking
+    /// call, and how long a lost connection is tried to be made anew.
     ///
     /// # Errors
-    /// [`ClientError::NoServer`], [`ClientError::Refused`], and what the device says.
+    /// As [`Client::connect_with`].
     pub fn connect(
         context: &Context,
         gid: Gid,
         port: u16,
         timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let config = ClientConfig {
+            timeout,
+            reconnect: Some(timeout),
+            ..ClientConfig::default()
+        };
+        Self::connect_with(context, gid, port, config)
+    }
+
+    /// Connects to the store that listens on a port.
+    ///
+    /// # Errors
+    /// [`ClientError::NoServer`], [`ClientError::Refused`], and what the device says.
+    pub fn connect_with(
+        context: &Context,
+        gid: Gid,
+        port: u16,
+        config: ClientConfig,
     ) -> Result<Self, ClientError> {
         let pd = context
             .alloc_pd()
@@ -164,71 +241,42 @@ impl Client {
         };
         let recv = alloc(RECV_BUFFERS * MAX_REPLY_BYTES)?;
         let send = alloc(WINDOW * MAX_REQUEST_BYTES)?;
-        let options = ConnectOptions {
-            caps: QpCaps {
-                max_send_wr: MAX_SENDS,
-                max_recv_wr: RECV_BUFFERS as u32,
-                max_send_sge: 1,
-                max_recv_sge: 1,
-                max_inline_data: MAX_INLINE as u32,
-                signal_all: false,
-            },
-            param: ConnParam {
-                private_data: &[PROTOCOL_VERSION],
-                ..ConnParam::default()
-            },
-            timeout,
-        };
-        let connected =
-            hyv_verbs::cm::connect(context, (gid, port), &pd, (&cq, &cq), &options, |qp| {
-                (0..RECV_BUFFERS as u32).try_for_each(|b| post_recv(qp, &recv, b))
-            });
-        let mut connection = match connected {
-            Ok(c) => c,
-            // A CM without a listener rejects with no private data.
-            Err(Error::Rejected { private, .. }) => {
-                return Err(Refusal::parse(&private)
-                    .map_or(ClientError::NoServer { port }, ClientError::Refused));
-            }
-            Err(e) => return Err(verb("cannot connect")(e)),
-        };
-        let window = match *connection.private_data {
-            [PROTOCOL_VERSION, window, ..] if window > 0 => usize::from(window).min(WINDOW),
-            _ => return Err(ClientError::Refused(Refusal::Version)),
-        };
-        let qp = connection
-            .id
-            .take_qp()
-            .ok_or(ClientError::Disconnected("no queue pair"))?;
-        Ok(Self {
-            qp,
-            connection,
+        let mut client = Self {
+            link: None,
+            mending: Mending::new(context.now_ns()),
             context: context.clone(),
             cq,
             recv,
             send,
             staging: None,
+            one_sided: None,
             pd,
-            pending: alloc::vec![Pending::Free; window],
-            free: (0..window as u16).rev().collect(),
-            outstanding: 0,
-            spent: Vec::with_capacity(RECV_BUFFERS),
-            unsignaled: 0,
+            to: (gid, port),
+            config,
+            slots: [FREE; WINDOW],
+            free: (0..WINDOW as u16).rev().collect(),
+            queue: VecDeque::with_capacity(WINDOW),
+            unstaged: VecDeque::with_capacity(WINDOW),
+            sent: 0,
+            window: WINDOW,
+            submitted: 0,
+            sequence: Sequence::new(),
             broken: None,
-            timeout,
-        })
+        };
+        client.connect_first()?;
+        Ok(client)
     }
 
     /// Requests that may be outstanding at once.
     #[must_use]
-    pub fn window(&self) -> usize {
-        self.pending.len()
+    pub const fn window(&self) -> usize {
+        self.window
     }
 
     /// Requests outstanding now.
     #[must_use]
     pub const fn outstanding(&self) -> usize {
-        self.outstanding
+        WINDOW - self.free.len()
     }
 
     /// The device.
@@ -237,113 +285,16 @@ impl Client {
         &self.context
     }
 
-    /// Sends a GET; gives its tag. The reply is [`Reply::Value`], or an error status: `NotFound`, or `TooLargeForEager`
-    /// for a value over [`EAGER_VALUE_BYTES`] (ask again with [`Client::start_get_large`]).
-    ///
-    /// # Errors
-    /// [`ClientError::WindowFull`], an impossible key, or a broken connection.
-    #[inline]
-    pub fn start_get(&mut self, key: &[u8]) -> Result<u16, ClientError> {
-        if key.len() > EAGER_KEY_BYTES {
-            return self.start_get_large(key);
-        }
-        self.start(
-            &Request::Get {
-                key: Key::Inline(key),
-                buffer: None,
-            },
-            Pending::Plain,
-        )
+    /// Whether a connection stands, as far as is known.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.link.is_some() && self.broken.is_none()
     }
 
-    /// Sends a GET with a buffer for a value of any size.
-    ///
-    /// # Errors
-    /// As [`Client::start_get`].
-    pub fn start_get_large(&mut self, key: &[u8]) -> Result<u16, ClientError> {
-        let s = self.stage(key, 0)?;
-        let (key, buffer) = self.staged(s, key, MAX_VALUE_BYTES);
-        self.start(
-            &Request::Get {
-                key,
-                buffer: Some(buffer),
-            },
-            Pending::Staged(s),
-        )
-    }
-
-    /// Sends a PUT. The reply is [`Reply::Version`] or an error status.
-    ///
-    /// # Errors
-    /// As [`Client::start_get`], and [`ClientError::ValueTooLarge`].
-    #[inline]
-    pub fn start_put(&mut self, key: &[u8], value: &[u8]) -> Result<u16, ClientError> {
-        if key.len() <= EAGER_KEY_BYTES && value.len() <= EAGER_VALUE_BYTES {
-            let request = Request::Put {
-                key: Key::Inline(key),
-                value: PutValue::Inline(value),
-            };
-            return self.start(&request, Pending::Plain);
-        }
-        let s = self.stage(key, value.len())?;
-        if let Some(staging) = &self.staging {
-            staging.fill_value(s, value);
-        }
-        let (key, buffer) = self.staged(s, key, value.len());
-        let value = if value.len() <= EAGER_VALUE_BYTES {
-            PutValue::Inline(value)
-        } else {
-            PutValue::Remote(buffer)
-        };
-        self.start(&Request::Put { key, value }, Pending::Staged(s))
-    }
-
-    /// Sends a DEL. The reply is [`Reply::Version`] or an error status.
-    ///
-    /// # Errors
-    /// As [`Client::start_get`].
-    pub fn start_del(&mut self, key: &[u8]) -> Result<u16, ClientError> {
-        if key.len() <= EAGER_KEY_BYTES {
-            return self.start(
-                &Request::Del {
-                    key: Key::Inline(key),
-                },
-                Pending::Plain,
-            );
-        }
-        let s = self.stage(key, 0)?;
-        let (key, _) = self.staged(s, key, 0);
-        self.start(&Request::Del { key }, Pending::Staged(s))
-    }
-
-    /// Sends a LIST with a buffer for a page. The reply is [`Reply::Page`].
-    ///
-    /// # Errors
-    /// As [`Client::start_get`].
-    pub fn start_list(&mut self, cursor: u64) -> Result<u16, ClientError> {
-        let s = self.stage(&[0], 0)?;
-        let (_, buffer) = self.staged(s, &[0], MIN_LIST_BUFFER_BYTES);
-        self.start(
-            &Request::List {
-                cursor,
-                limit: 0,
-                buffer: Some(buffer),
-            },
-            Pending::Staged(s),
-        )
-    }
-
-    /// Sends a request for counters, a PING or a PROBE.
-    ///
-    /// # Errors
-    /// As [`Client::start_get`].
-    pub fn start_simple(&mut self, what: Simple) -> Result<u16, ClientError> {
-        let request = match what {
-            Simple::Stats => Request::Stats,
-            Simple::Ping => Request::Ping,
-            Simple::Probe { rounds } => Request::Probe { rounds },
-        };
-        self.start(&request, Pending::Plain)
+    /// For how long to try to get a lost connection back from now on; none: not at all. Making a connection takes control verbs: whoever
+    /// drives the engine itself must not wait for one.
+    pub const fn set_reconnect(&mut self, time: Option<Duration>) {
+        self.config.reconnect = time;
     }
 
     /// Registers the staging buffers for keys and values that travel by address, which otherwise happens when the first is
@@ -359,9 +310,253 @@ impl Client {
         Ok(())
     }
 
+    /// Submits an operation; gives its ticket. It is sent at once if there is a connection.
+    ///
+    /// # Errors
+    /// [`ClientError::WindowFull`]: take replies first; an impossible key or value; a connection that is lost for good, or
+    /// [`ClientError::ServerRestarted`]. Nothing is submitted then.
+    #[inline]
+    pub fn submit(&mut self, operation: &Operation<'_>) -> Result<Ticket, ClientError> {
+        match *operation {
+            Operation::Read { table, key, rules } if key.len() <= EAGER_KEY_BYTES => {
+                let request = Request::Read {
+                    table,
+                    key: Key::Inline(key),
+                    rules,
+                    buffer: None,
+                };
+                self.start(&request, FREE)
+            }
+            Operation::Write {
+                table,
+                key,
+                value,
+                rules,
+                expires,
+            } if key.len() <= EAGER_KEY_BYTES && value.len() <= EAGER_VALUE_BYTES => self
+                .start_once(1, |once| Request::Write {
+                    table,
+                    key: Key::Inline(key),
+                    value: Value::Inline(value),
+                    rules,
+                    expires,
+                    once,
+                }),
+            _ => self.submit_any(operation),
+        }
+    }
+
+    fn submit_any(&mut self, operation: &Operation<'_>) -> Result<Ticket, ClientError> {
+        let plain = |client: &mut Self, request| client.start(&request, FREE);
+        match *operation {
+            Operation::Read { key, .. }
+            | Operation::Write { key, .. }
+            | Operation::Remove { key, .. }
+            | Operation::Increment { key, .. } => self.submit_keyed(operation, key),
+            Operation::Enumerate {
+                table,
+                cursor,
+                limit,
+                values,
+            } => {
+                let staged = self.stage()?;
+                let buffer = self.staging().value(staged, MIN_PAGE_BUFFER_BYTES);
+                let request = Request::Enumerate {
+                    table,
+                    cursor,
+                    limit,
+                    values,
+                    buffer: Some(buffer),
+                };
+                self.start(&request, staged_slot(staged))
+            }
+            Operation::Multi { op, elements } => self.submit_multi(op, elements),
+            Operation::CreateTable { name } => plain(self, Request::CreateTable { name }),
+            Operation::DropTable { table } => plain(self, Request::DropTable { table }),
+            Operation::FindTable { name } => plain(self, Request::FindTable { name }),
+            Operation::Tables { after } => plain(
+                self,
+                Request::Tables {
+                    after,
+                    buffer: None,
+                },
+            ),
+            Operation::Stats => plain(self, Request::Stats),
+            Operation::Ping => plain(self, Request::Ping),
+            Operation::Probe { rounds } => {
+                let slot = Slot {
+                    repeat: Repeat::Never,
+                    ..FREE
+                };
+                self.start(&Request::Probe { rounds }, slot)
+            }
+        }
+    }
+
+    /// Submits what has a key, some of it by address.
+    fn submit_keyed(
+        &mut self,
+        operation: &Operation<'_>,
+        key: &[u8],
+    ) -> Result<Ticket, ClientError> {
+        check_key(key)?;
+        let large_value = match *operation {
+            Operation::Write { value, .. } => {
+                check_value(value.len())?;
+                Some(value).filter(|value| value.len() > EAGER_VALUE_BYTES)
+            }
+            _ => None,
+        };
+        let remote_key = key.len() > EAGER_KEY_BYTES;
+        let staged = if remote_key || large_value.is_some() {
+            Some(self.stage()?)
+        } else {
+            None
+        };
+        let slot = Slot {
+            staged,
+            answer_at: Staging::VALUE_AT as u32,
+            ..FREE
+        };
+        let key = match staged {
+            Some(s) if remote_key => Key::Remote(self.staging().fill_key(s, key)),
+            _ => Key::Inline(key),
+        };
+        let remote_value = match (staged, large_value) {
+            (Some(s), Some(value)) => Some(self.staging().fill_value(s, value)),
+            _ => None,
+        };
+        match *operation {
+            Operation::Read { table, rules, .. } => {
+                // With a staging buffer at hand there is room for any value.
+                let buffer =
+                    staged.map(|s| self.staging().value(s, crate::limits::MAX_VALUE_BYTES));
+                let request = Request::Read {
+                    table,
+                    key,
+                    rules,
+                    buffer,
+                };
+                self.start(&request, slot)
+            }
+            Operation::Write {
+                table,
+                value,
+                rules,
+                expires,
+                ..
+            } => self.start_numbered(slot, 1, |once| Request::Write {
+                table,
+                key,
+                value: remote_value.map_or(Value::Inline(value), Value::Remote),
+                rules,
+                expires,
+                once,
+            }),
+            Operation::Remove { table, rules, .. } => {
+                self.start_numbered(slot, 1, |once| Request::Remove {
+                    table,
+                    key,
+                    rules,
+                    once,
+                })
+            }
+            Operation::Increment {
+                table, by, rules, ..
+            } => self.start_numbered(slot, 1, |once| Request::Increment {
+                table,
+                key,
+                by,
+                rules,
+                once,
+            }),
+            _ => Err(ClientError::Proto(ProtoError::Field("key"))),
+        }
+    }
+
+    /// Packs a multi-operation: into the message if it fits, otherwise into a staging buffer, where the results go too if they are
+    /// values.
+    fn submit_multi(
+        &mut self,
+        op: MultiOp,
+        elements: &[crate::proto::Element<'_>],
+    ) -> Result<Ticket, ClientError> {
+        let bytes: usize = elements.iter().map(|e| e.packed_bytes(op)).sum();
+        let once = self.config.exactly_once && op != MultiOp::Read;
+        let most = if once {
+            MAX_ONCE_ELEMENTS
+        } else {
+            usize::from(u16::MAX)
+        };
+        if elements.is_empty() || elements.len() > most || bytes > MAX_ELEMENTS_BYTES {
+            return Err(ClientError::MultiTooLarge {
+                elements: elements.len(),
+                bytes,
+            });
+        }
+        for element in elements {
+            check_key(element.key)?;
+            check_value(element.value.len())?;
+        }
+        let count = elements.len() as u16;
+        let in_message = bytes <= EAGER_VALUE_BYTES;
+        let in_reply = op != MultiOp::Read && elements.len() <= SMALL_RESULTS;
+        let staged = if in_message && in_reply {
+            None
+        } else {
+            Some(self.stage()?)
+        };
+        let slot = Slot {
+            staged,
+            answer_at: MAX_ELEMENTS_BYTES as u32,
+            multi: Some((op, count)),
+            ..FREE
+        };
+        let buffer = match staged {
+            Some(s) if !in_reply => {
+                let room = staging::ROOM - MAX_ELEMENTS_BYTES;
+                Some(self.staging().remote(s, MAX_ELEMENTS_BYTES, room))
+            }
+            _ => None,
+        };
+        let pack = |out: &mut [u8]| {
+            elements.iter().try_fold(0, |at, element| {
+                emit_element(op, element, &mut out[at..]).map(|bytes| at + bytes)
+            })
+        };
+        let mut small = [0; EAGER_VALUE_BYTES];
+        let (elements, by_address) = match (staged, self.staging.as_mut()) {
+            (Some(s), Some(staging)) if !in_message => {
+                let packed = pack(staging.fill(s));
+                let len = match packed {
+                    Ok(len) => len,
+                    Err(e) => {
+                        staging.give_back(s);
+                        return Err(e.into());
+                    }
+                };
+                (&[][..], Some(staging.remote(s, 0, len)))
+            }
+            _ => {
+                let len = pack(&mut small)?;
+                (&small[..len], None)
+            }
+        };
+        let request = |once| Request::Multi {
+            op,
+            count,
+            elements: by_address.map_or(Elements::Inline(elements), Elements::Remote),
+            once,
+            buffer,
+        };
+        if op == MultiOp::Read {
+            return self.start(&request(None), slot);
+        }
+        self.start_numbered(slot, usize::from(count), request)
+    }
+
     #[cold]
-    fn stage(&mut self, key: &[u8], value_len: usize) -> Result<u32, ClientError> {
-        check(key, value_len)?;
+    fn stage(&mut self) -> Result<u32, ClientError> {
         self.prepare_large()?;
         self.staging
             .as_mut()
@@ -369,107 +564,201 @@ impl Client {
             .ok_or(ClientError::WindowFull)
     }
 
-    /// Key and buffer of a request with staging buffer `s`.
-    fn staged<'k>(
-        &self,
-        s: u32,
-        key: &'k [u8],
-        len: usize,
-    ) -> (Key<'k>, crate::proto::RemoteBuffer) {
-        let staging = self.staging.as_ref().expect("a staging buffer was taken");
-        let key = if key.len() > EAGER_KEY_BYTES {
-            Key::Remote(staging.fill_key(s, key))
-        } else {
-            Key::Inline(key)
-        };
-        (key, staging.value(s, len))
+    /// The staging buffers, of which one was taken.
+    fn staging(&self) -> &Staging {
+        self.staging.as_ref().expect("a staging buffer was taken")
     }
 
     #[inline]
-    fn start(&mut self, request: &Request<'_>, pending: Pending) -> Result<u16, ClientError> {
-        let result = self.try_start(request, pending);
-        if let (Err(_), Pending::Staged(s)) = (&result, pending)
-            && let Some(staging) = &mut self.staging
-        {
+    fn start_once<'r>(
+        &mut self,
+        count: usize,
+        request: impl FnOnce(Option<Once>) -> Request<'r>,
+    ) -> Result<Ticket, ClientError> {
+        self.start_numbered(FREE, count, request)
+    }
+
+    /// Starts a request that changes something: with a number, if it is to execute once.
+    #[inline]
+    fn start_numbered<'r>(
+        &mut self,
+        mut slot: Slot,
+        count: usize,
+        request: impl FnOnce(Option<Once>) -> Request<'r>,
+    ) -> Result<Ticket, ClientError> {
+        if !self.config.exactly_once {
+            slot.repeat = Repeat::Never;
+            return self.start(&request(None), slot);
+        }
+        let Some(once) = self.sequence.take(count) else {
+            self.unstage(slot.staged);
+            return Err(ClientError::WindowFull);
+        };
+        slot.repeat = Repeat::Numbered(once, count as u16);
+        let started = self.start(&request(Some(once)), slot);
+        if started.is_err() {
+            self.sequence.untake(once);
+        }
+        started
+    }
+
+    fn unstage(&mut self, staged: Option<u32>) {
+        if let (Some(s), Some(staging)) = (staged, &mut self.staging) {
             staging.give_back(s);
         }
-        result
     }
 
     #[inline]
-    fn try_start(&mut self, request: &Request<'_>, pending: Pending) -> Result<u16, ClientError> {
-        if let Some(why) = self.broken {
-            return Err(ClientError::Disconnected(why));
+    fn start(&mut self, request: &Request<'_>, slot: Slot) -> Result<Ticket, ClientError> {
+        let started = self.try_start(request, slot);
+        if started.is_err() {
+            self.unstage(slot.staged);
         }
+        started
+    }
+
+    #[inline]
+    fn try_start(&mut self, request: &Request<'_>, slot: Slot) -> Result<Ticket, ClientError> {
+        if let Some(error) = &self.mending.refuses {
+            return Err(error.clone());
+        }
+        if self.sent + self.queue.len() >= self.window {
+            return Err(ClientError::WindowFull);
+        }
+        let tag = self.occupy(request, slot)?;
+        if self.link.is_some() && self.broken.is_none() && self.queue.is_empty() {
+            self.post(tag)?;
+        } else {
+            self.queue.push_back(tag);
+        }
+        Ok(Ticket(tag))
+    }
+
+    /// Puts a request into a slot.
+    #[inline]
+    fn occupy(&mut self, request: &Request<'_>, slot: Slot) -> Result<u16, ClientError> {
         let &tag = self.free.last().ok_or(ClientError::WindowFull)?;
-        let signal = self.unsignaled + 1 >= SIGNAL_EVERY;
-        // Most requests are small: do not clear and copy more than they need.
-        let mut small = [0; MAX_INLINE];
-        let posted = match request.emit(tag, &mut small) {
-            Ok(n) => post(&mut self.qp, signal, Payload::Inline(&small[..n])),
-            Err(ProtoError::NoRoom { .. }) => {
-                let at = usize::from(tag) * MAX_REQUEST_BYTES;
-                let mut large = [0; MAX_REQUEST_BYTES];
-                let n = request.emit(tag, &mut large)?;
-                self.send
-                    .write(at, &large[..n])
-                    .map_err(|_| ClientError::WindowFull)?;
-                post(
-                    &mut self.qp,
-                    signal,
-                    Payload::Sges(&[self.send.sge(at as u64, n as u32)]),
-                )
-            }
+        let at = usize::from(tag) * MAX_REQUEST_BYTES;
+        let len = match request.emit(tag, staging::own(&self.send, at, MAX_REQUEST_BYTES)) {
+            Ok(len) => len,
             Err(ProtoError::EmptyKey) => return Err(ClientError::EmptyKey),
             Err(e) => return Err(e.into()),
         };
-        match posted {
-            Ok(()) => {}
-            Err(PostError::QueueFull) => return Err(ClientError::WindowFull),
-            Err(_) => return Err(self.fail("its queue pair does not take requests")),
-        }
-        self.unsignaled = if signal { 0 } else { self.unsignaled + 1 };
         self.free.pop();
-        self.pending[usize::from(tag)] = pending;
-        self.outstanding += 1;
+        self.submitted += 1;
+        self.slots[usize::from(tag)] = Slot {
+            state: State::Queued,
+            len: len as u32,
+            order: self.submitted,
+            ..slot
+        };
         Ok(tag)
     }
 
-    fn fail(&mut self, why: &'static str) -> ClientError {
-        ClientError::Disconnected(self.broken.get_or_insert(why))
+    /// Sends the request in a slot.
+    #[inline]
+    fn post(&mut self, tag: u16) -> Result<(), ClientError> {
+        let Some(link) = &mut self.link else {
+            self.queue.push_back(tag);
+            return Ok(());
+        };
+        let slot = &mut self.slots[usize::from(tag)];
+        let (at, len) = (usize::from(tag) * MAX_REQUEST_BYTES, slot.len as usize);
+        let posted = if len <= MAX_INLINE {
+            link.send(Payload::Inline(staging::received(&self.send, at, len)))
+        } else {
+            link.send(Payload::Sges(&[self.send.sge(at as u64, len as u32)]))
+        };
+        match posted {
+            Ok(()) => {
+                slot.state = State::Sent;
+                slot.tried = true;
+                self.sent += 1;
+            }
+            Err(error) => {
+                slot.state = State::Queued;
+                self.queue.push_front(tag);
+                // A full queue has room again when completions were polled.
+                if error != PostError::QueueFull {
+                    self.broken = Some("its queue pair does not take requests");
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Hands out replies that have arrived, each with its tag. Returns how many.
+    /// Sends what waits to be sent, as far as the server's window allows.
+    fn post_queued(&mut self) -> Result<(), ClientError> {
+        while self.sent < self.window
+            && self.link.is_some()
+            && self.broken.is_none()
+            && let Some(tag) = self.queue.pop_front()
+        {
+            let before = self.sent;
+            self.post(tag)?;
+            if self.sent == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out completions that have arrived, each with its ticket. Returns how many. Also goes on with making a lost connection
+    /// anew, so it is to be called as long as something is outstanding.
     ///
     /// # Errors
-    /// When the connection has ended: outstanding requests get no reply, and whether a write among them was
-    /// executed is not known.
+    /// When the connection is lost for good. What was outstanding was handed out before, with an error each.
     #[inline]
     pub fn poll(
         &mut self,
-        mut each: impl FnMut(u16, Result<Reply<'_>, ClientError>),
+        mut each: impl FnMut(Ticket, Result<Reply<'_>, ClientError>),
     ) -> Result<usize, ClientError> {
-        let mut replies = 0;
+        let mut completed = 0;
         while let Some(wc) = self.cq.poll_one() {
-            replies += self.complete(&wc, &mut each)?;
+            completed += self.complete(&wc, &mut each);
         }
-        if self.broken.is_some() {
-            return Err(self.fail("broken"));
+        if self.broken.is_some() || self.link.is_none() {
+            completed += self.mend(&mut each)?;
         }
-        Ok(replies)
+        if !self.queue.is_empty() || !self.unstaged.is_empty() {
+            self.post_waiting(&mut each);
+        }
+        Ok(completed)
     }
 
+    /// Goes on with requests that waited.
+    #[cold]
+    fn post_waiting(&mut self, each: &mut impl FnMut(Ticket, Result<Reply<'_>, ClientError>)) {
+        while let Some(tag) = self.unstaged.pop_front() {
+            match self.stage() {
+                Ok(staged) => self.restage(tag, staged),
+                Err(ClientError::WindowFull) => {
+                    self.unstaged.push_front(tag);
+                    break;
+                }
+                Err(e) => self.finish(tag, Err(e), each),
+            }
+        }
+        // An error has broken the connection, which shows at the next call.
+        let _ = self.post_queued();
+    }
+
+    /// Takes a completion. Returns the requests that it completes.
     #[inline]
     fn complete(
         &mut self,
         wc: &WorkCompletion,
-        each: &mut impl FnMut(u16, Result<Reply<'_>, ClientError>),
-    ) -> Result<usize, ClientError> {
+        each: &mut impl FnMut(Ticket, Result<Reply<'_>, ClientError>),
+    ) -> usize {
         if !wc.is_ok() {
-            return Err(self.fail("the store closed it or died"));
+            self.broken.get_or_insert("the store closed it or died");
+            return 0;
         }
         if !wc.is_recv() {
-            return Ok(0);
+            if wc.wr_id & WR_READ != 0 {
+                return self.looked_up(wc.wr_id as u16, each);
+            }
+            return 0;
         }
         let buffer = wc.wr_id as u32;
         let payload = match wc.inline_data() {
@@ -480,113 +769,228 @@ impl Client {
                 wc.byte_len as usize,
             ),
         };
-        let parsed = Reply::parse(wc.imm.unwrap_or(u32::MAX), payload);
-        let (tag, reply) = match parsed {
+        let (tag, reply) = match Reply::parse(wc.imm.unwrap_or(u32::MAX), payload) {
             Ok(r) => r,
-            Err(_) => return Err(self.fail("the store's reply made no sense")),
+            Err(_) => {
+                self.broken.get_or_insert("the store's reply made no sense");
+                return 0;
+            }
         };
-        let Some(pending) = self.pending.get_mut(usize::from(tag)) else {
-            return Err(self.fail("the store answered a request that was not made"));
+        let slot = match self.slots.get_mut(usize::from(tag)) {
+            Some(slot) if slot.state == State::Sent => slot,
+            _ => {
+                self.broken
+                    .get_or_insert("the store answered a request that was not made");
+                return 0;
+            }
         };
-        let was = core::mem::replace(pending, Pending::Free);
-        match (was, reply) {
-            (Pending::Free, _) => return Err(self.fail("the store answered a request twice")),
-            (_, Reply::Error { status, detail }) => {
-                each(tag, Err(ClientError::Status { status, detail }))
-            }
-            (Pending::Staged(s), Reply::Written { version, value_len }) => {
-                let staging = self.staging.as_ref().expect("taken for this request");
-                let value = staging.written(s, value_len as usize);
-                each(
-                    tag,
-                    Ok(Reply::Value {
-                        version,
-                        value,
-                        key: None,
-                    }),
-                );
-            }
-            (Pending::Staged(s), Reply::PageWritten { len }) => {
-                let staging = self.staging.as_ref().expect("taken for this request");
-                each(
-                    tag,
-                    Page::parse(staging.written(s, len as usize))
-                        .map(Reply::Page)
-                        .map_err(ClientError::from),
-                );
-            }
-            (_, reply) => each(tag, Ok(reply)),
-        }
-        if let (Pending::Staged(s), Some(staging)) = (was, &mut self.staging) {
-            staging.give_back(s);
-        }
-        self.free.push(tag);
-        self.outstanding -= 1;
-        self.spent.push(buffer);
-        if self.spent.len() >= REPOST_BATCH {
-            for b in self.spent.drain(..) {
-                if post_recv(&mut self.qp, &self.recv, b).is_err() {
-                    self.broken = Some("a receive could not be posted");
+        let slot = core::mem::replace(slot, FREE);
+        self.sent -= 1;
+        let mut completed = 1;
+        let ticket = Ticket(tag);
+        match reply {
+            Reply::Error { status, detail } => {
+                if self.failed(tag, &slot, status) {
+                    completed = 0;
+                } else if status == Status::UnknownTable
+                    && slot.tried
+                    && self.dropped_before(tag, &slot)
+                {
+                    each(ticket, Ok(Reply::Empty));
+                } else {
+                    each(ticket, Err(ClientError::of(status, detail)));
                 }
             }
+            Reply::Written { version, value_len } if let Some(s) = slot.staged => {
+                let staging = self.staging.as_ref().expect("taken for this request");
+                let value = staging.written(s, Staging::VALUE_AT, value_len as usize);
+                let reply = Reply::Value {
+                    version,
+                    value,
+                    key: None,
+                };
+                each(ticket, Ok(reply));
+            }
+            Reply::PackedWritten { len } if let Some(s) = slot.staged => {
+                let staging = self.staging.as_ref().expect("taken for this request");
+                let bytes = staging.written(s, slot.answer_at as usize, len as usize);
+                each(ticket, check_packed(slot.multi, bytes));
+            }
+            Reply::Results(bytes) => each(ticket, check_packed(slot.multi, bytes)),
+            reply => each(ticket, Ok(reply)),
         }
-        Ok(1)
+        if let Some(link) = &mut self.link
+            && !link.spend(&self.recv, buffer)
+        {
+            self.broken = Some("a receive could not be posted");
+        }
+        if completed > 0 {
+            self.release(tag, &slot);
+        }
+        if !self.queue.is_empty() {
+            // An error has broken the connection, which shows at the next call.
+            let _ = self.post_queued();
+        }
+        completed
     }
 
-    /// Ends the connection in order.
+    /// Whether a failure is none for the caller, because the request goes on: a read of a value that needs a buffer.
+    #[cold]
+    fn failed(&mut self, tag: u16, slot: &Slot, status: Status) -> bool {
+        let small_read = status == Status::TooLargeForEager
+            && slot.staged.is_none()
+            && matches!(self.request(tag, slot), Some(Request::Read { .. }));
+        if small_read {
+            self.slots[usize::from(tag)] = Slot {
+                state: State::Unstaged,
+                ..*slot
+            };
+            self.unstaged.push_back(tag);
+        }
+        small_read
+    }
+
+    /// Whether a drop that was sent before found nothing because it had been executed then.
+    fn dropped_before(&self, tag: u16, slot: &Slot) -> bool {
+        self.mending.reconnects > 0
+            && matches!(self.request(tag, slot), Some(Request::DropTable { .. }))
+    }
+
+    /// What a slot's request says.
+    fn request(&self, tag: u16, slot: &Slot) -> Option<Request<'_>> {
+        let at = usize::from(tag) * MAX_REQUEST_BYTES;
+        let bytes = staging::received(&self.send, at, slot.len as usize);
+        Request::parse(bytes).ok().map(|(_, request)| request)
+    }
+
+    /// Gives a read a staging buffer, and has it sent again.
+    #[cold]
+    fn restage(&mut self, tag: u16, staged: u32) {
+        let slot = self.slots[usize::from(tag)];
+        let to = self.staging().value(staged, crate::limits::MAX_VALUE_BYTES);
+        let mut out = [0; MAX_REQUEST_BYTES];
+        let emitted = match self.request(tag, &slot) {
+            Some(Request::Read {
+                table, key, rules, ..
+            }) => {
+                let request = Request::Read {
+                    table,
+                    key,
+                    rules,
+                    buffer: Some(to),
+                };
+                request.emit(tag, &mut out).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        let at = usize::from(tag) * MAX_REQUEST_BYTES;
+        staging::own(&self.send, at, emitted).copy_from_slice(&out[..emitted]);
+        self.slots[usize::from(tag)] = Slot {
+            state: State::Queued,
+            staged: Some(staged),
+            answer_at: Staging::VALUE_AT as u32,
+            len: emitted as u32,
+            ..slot
+        };
+        self.queue.push_back(tag);
+    }
+
+    /// A slot's request is complete: its number, staging buffer and slot are free again.
+    #[inline]
+    fn release(&mut self, tag: u16, slot: &Slot) {
+        if let Repeat::Numbered(once, count) = slot.repeat {
+            self.sequence.complete(once.sequence, usize::from(count));
+        }
+        if slot.staged.is_some() {
+            self.unstage(slot.staged);
+        }
+        self.slots[usize::from(tag)] = FREE;
+        self.free.push(tag);
+    }
+
+    /// Completes a request without a reply.
+    fn finish(
+        &mut self,
+        tag: u16,
+        result: Result<Reply<'_>, ClientError>,
+        each: &mut impl FnMut(Ticket, Result<Reply<'_>, ClientError>),
+    ) {
+        let slot = self.slots[usize::from(tag)];
+        each(Ticket(tag), result);
+        self.release(tag, &slot);
+    }
+
+    /// Reads `key` of the default table: [`Client::submit`] of a read.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    #[inline]
+    pub fn start_get(&mut self, key: &[u8]) -> Result<Ticket, ClientError> {
+        self.submit(&Operation::get(key))
+    }
+
+    /// The same, with a buffer for a value of any size from the start: one round trip less for one over [`EAGER_VALUE_BYTES`].
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn start_get_large(&mut self, key: &[u8]) -> Result<Ticket, ClientError> {
+        check_key(key)?;
+        let staged = self.stage()?;
+        let staging = self.staging();
+        let remote = (key.len() > EAGER_KEY_BYTES).then(|| staging.fill_key(staged, key));
+        let request = Request::Read {
+            table: DEFAULT_TABLE,
+            key: remote.map_or(Key::Inline(key), Key::Remote),
+            rules: RejectRules::NONE,
+            buffer: Some(staging.value(staged, crate::limits::MAX_VALUE_BYTES)),
+        };
+        self.start(&request, staged_slot(staged))
+    }
+
+    /// Writes to the default table: [`Client::submit`] of a write.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    #[inline]
+    pub fn start_put(&mut self, key: &[u8], value: &[u8]) -> Result<Ticket, ClientError> {
+        self.submit(&Operation::put(key, value))
+    }
+
+    /// Ends the connection in order. A client that is dropped instead keeps its lease at the server for a while.
     ///
     /// # Errors
     /// When the device is gone.
     pub fn close(mut self) -> Result<(), ClientError> {
-        self.connection
-            .id
-            .disconnect()
-            .map_err(verb("cannot disconnect"))
+        if self.config.exactly_once && self.is_connected() && self.outstanding() == 0 {
+            self.config.reconnect = None;
+            // If that fails the lease expires by itself.
+            let _ = self.end_lease();
+        }
+        match self.link.take() {
+            Some(link) => link.close(),
+            None => Ok(()),
+        }
     }
 }
 
-/// Requests without a key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Simple {
-    /// Counters: [`Reply::Stats`].
-    Stats,
-    /// Nothing but a reply: [`Reply::Empty`].
-    Ping,
-    /// Bounce the probe line: [`Reply::Probe`], then see [`hyv_verbs::probe`].
-    Probe {
-        /// How often.
-        rounds: u32,
-    },
+/// A slot whose answer goes to its staging buffer's part for values.
+fn staged_slot(staged: u32) -> Slot {
+    Slot {
+        staged: Some(staged),
+        answer_at: Staging::VALUE_AT as u32,
+        ..FREE
+    }
 }
 
-#[inline]
-fn post(qp: &mut QueuePair, signal: bool, payload: Payload<'_>) -> Result<(), PostError> {
-    let wr = SendWr::new(0, SendOp::Send, payload);
-    qp.post_send(&if signal { wr } else { wr.unsignaled() })
+/// What the server wrote to a buffer, or packed into a reply.
+fn check_packed(multi: Option<(MultiOp, u16)>, bytes: &[u8]) -> Result<Reply<'_>, ClientError> {
+    match multi {
+        Some((op, count)) => {
+            Results::parse(op, usize::from(count), bytes)?;
+            Ok(Reply::Results(bytes))
+        }
+        None => Ok(Reply::Page(Page::parse(bytes)?)),
+    }
 }
 
-#[inline]
-fn post_recv(qp: &mut QueuePair, recv: &MemoryRegion, buffer: u32) -> Result<(), Error> {
-    let sge = recv.sge(
-        u64::from(buffer) * MAX_REPLY_BYTES as u64,
-        MAX_REPLY_BYTES as u32,
-    );
-    qp.post_recv(&RecvWr {
-        wr_id: u64::from(buffer),
-        sges: &[sge],
-    })
-    .map_err(|_| Error::NoQueuePair)
-}
-
-fn check(key: &[u8], value_len: usize) -> Result<(), ClientError> {
-    if key.is_empty() {
-        return Err(ClientError::EmptyKey);
-    }
-    if key.len() > MAX_KEY_BYTES {
-        return Err(ClientError::KeyTooLong { len: key.len() });
-    }
-    if value_len > MAX_VALUE_BYTES {
-        return Err(ClientError::ValueTooLarge { len: value_len });
-    }
-    Ok(())
-}
+const _: () = assert!(size_of::<Tables<'_>>() <= 64);

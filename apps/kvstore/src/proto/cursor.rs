@@ -2,11 +2,13 @@
 
 use super::ProtoError;
 
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], ProtoError> {
         let (taken, rest) =
             self.bytes
@@ -18,6 +20,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], ProtoError> {
         let (taken, rest) =
             self.bytes
@@ -29,26 +32,32 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
+    #[inline]
     pub(super) fn u8(&mut self) -> Result<u8, ProtoError> {
         self.array().map(u8::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn u16(&mut self) -> Result<u16, ProtoError> {
         self.array().map(u16::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn u32(&mut self) -> Result<u32, ProtoError> {
         self.array().map(u32::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn u64(&mut self) -> Result<u64, ProtoError> {
         self.array().map(u64::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn rest(&mut self) -> &'a [u8] {
         core::mem::take(&mut self.bytes)
     }
 
+    #[inline]
     pub(super) fn end(&self) -> Result<(), ProtoError> {
         match self.bytes.len() {
             0 => Ok(()),
@@ -64,6 +73,7 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), ProtoError> {
         let available = self.out.len();
         self.out

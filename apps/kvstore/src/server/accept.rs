@@ -1,19 +1,19 @@
 //! Connections that come and go.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 use hyv_verbs::cm::{CmId, ConnParam, EventChannel};
-use hyv_verbs::{Access, CmEventKind, Context, Error, Gid, QpCaps};
+use hyv_verbs::{CmEventKind, Context, Error, Gid};
 
-use super::connection::Connection;
-use super::limits::{CQ_ENTRIES, CQ_GROWTH, CQ_MAX, CQ_SHARE, RECV_BUFFERS, SEND_RING, WINDOW};
-use super::{CqShare, Server, ServerError, release, verb};
-use crate::proto::{MAX_REQUEST_BYTES, PROTOCOL_VERSION};
+use super::connection::{Client, Connection, Group, Link};
+use super::limits::{LEASE_LEFT_NS, LEASE_NS, tier};
+use super::{Server, ServerError, give_back, verb};
+use crate::proto::{Hello, PROTOCOL_VERSION, Refusal, Welcome};
+use crate::store::{RequestId, StoreError, hash64};
 
 /// Requests to connect that may wait.
-const BACKLOG: u32 = 128;
-/// Slots of the largest send: header and value apart are two SGEs, inline data of a STATS reply takes four slots.
-const MAX_INLINE: u32 = 192;
+const BACKLOG: u32 = 1_024;
 
 /// The listening side.
 pub(super) struct Listener {
@@ -44,9 +44,14 @@ impl Server {
         {
             match event.kind {
                 CmEventKind::ConnectRequest => {
-                    let version = event.private_data().first().copied();
+                    self.clock.refresh(&self.context);
+                    let private = event.private_data();
+                    let hello = Hello::parse(private).map_err(|_| match private.first() {
+                        Some(&PROTOCOL_VERSION) => Refusal::Malformed,
+                        _ => Refusal::Version,
+                    });
                     if let Some(id) = event.take_request() {
-                        self.accept(id, version);
+                        self.answer_request(id, hello);
                     }
                 }
                 CmEventKind::Disconnected
@@ -71,111 +76,152 @@ impl Server {
         Ok(())
     }
 
-    /// A client that is refused learns why from the reject's private data: one byte, see [`crate::proto::Refusal`].
-    fn accept(&mut self, mut id: CmId, version: Option<u8>) {
-        use crate::proto::Refusal;
-        let refusal = if version != Some(PROTOCOL_VERSION) {
-            Some(Refusal::Version)
-        } else if self.connected >= self.config.max_connections {
-            Some(Refusal::TooMany)
-        } else {
-            None
+    /// Accepts a client, or tells it why not, in the reject's private data.
+    fn answer_request(&mut self, mut id: CmId, hello: Result<Hello, Refusal>) {
+        let made = hello.and_then(|hello| self.make_link(&mut id, hello));
+        let (link, known) = match made {
+            Ok(made) => made,
+            Err(why) => {
+                // If it is gone already, nobody needs to know.
+                let _ = id.reject(&[why as u8, PROTOCOL_VERSION]);
+                return;
+            }
         };
-        if let Some(why) = refusal {
-            // If the client is gone already, nobody needs to know.
-            let _ = id.reject(&[why as u8, PROTOCOL_VERSION]);
+        let (slot, group, (_, index)) = (link.slot(), link.group, link.qp());
+        let welcome = Welcome {
+            window: self.groups[group].tier.window as u8,
+            known,
+            lease_ms: match link.client.lease_until {
+                0 => 0,
+                _ => (LEASE_LEFT_NS / 1_000_000) as u32,
+            },
+            epoch: self.epoch,
+            client: link.client.id,
+            now_ns: self.clock.now,
+            log: self.log,
+        };
+        let private = welcome.to_bytes();
+        let param = ConnParam {
+            private_data: &private,
+            ..ConnParam::default()
+        };
+        if id.accept(&param).is_err() {
+            // The client went away meanwhile; there is nobody to refuse.
+            self.free_conns.push(slot);
             return;
         }
+        if self.by_qp.len() <= index {
+            self.by_qp.resize(index + 1, u32::MAX);
+        }
+        self.by_qp[index] = slot as u32;
+        let buffers = Arc::clone(&self.groups[group].buffers);
+        self.conns[slot] = Some(Box::new(Connection::new(link, buffers, id)));
+        self.groups[group].used += 1;
+        self.connected += 1;
+        self.counters.connections += 1;
+    }
+
+    /// Gives a client what it needs.
+    fn make_link(&mut self, id: &mut CmId, hello: Hello) -> Result<(Link, bool), Refusal> {
+        if hello.client != 0 {
+            // What is left of its former connection must not be executed once this one is there.
+            self.close_former(hello.client);
+        }
+        if self.connected >= self.config.max_connections {
+            return Err(Refusal::TooMany);
+        }
+        let group = self.group().map_err(|_| Refusal::NoResources)?;
+        let qp = self.groups[group]
+            .create_qp(&self.pd, id)
+            .map_err(|_| Refusal::NoResources)?;
+        let (client, known) = self.identify(hello)?;
         let slot = self.free_conns.pop().unwrap_or_else(|| {
             self.conns.push(None);
             self.conns.len() - 1
         });
-        let made = self
-            .cq_share()
-            .and_then(|share| Ok((share, self.make_connection(&mut id, share)?)));
-        match made {
-            Ok((share, (qp, buffers))) => {
-                let mut conn = Box::new(Connection::new(slot, share, id, qp, buffers));
-                let ready = conn.link.post_all().is_ok();
-                let param = ConnParam {
-                    private_data: &[PROTOCOL_VERSION, WINDOW as u8],
-                    ..ConnParam::default()
-                };
-                if ready && conn.id.accept(&param).is_ok() {
-                    self.conns[slot] = Some(conn);
-                    self.cqs[share].used += 1;
-                    self.connected += 1;
-                    self.counters.connections += 1;
-                    return;
-                }
-                drop(conn);
-            }
-            Err(_) => {
-                let _ = id.reject(&[Refusal::NoResources as u8, PROTOCOL_VERSION]);
-            }
-        }
-        self.free_conns.push(slot);
+        self.serial = self.serial.wrapping_add(1);
+        let of = (group, self.groups[group].tier);
+        let link = Link::new(slot, self.serial, of, qp, client, self.clock.now);
+        Ok((link, known))
     }
 
-    /// A completion queue with room for another connection.
-    fn cq_share(&mut self) -> Result<usize, Error> {
-        if let Some(i) = self.cqs.iter().position(|s| s.used < s.room) {
+    /// Who the client is: the one that it says if its results are still kept, otherwise a new one.
+    fn identify(&mut self, hello: Hello) -> Result<(Client, bool), Refusal> {
+        let now = self.clock.now;
+        let probe = RequestId {
+            client: hello.client,
+            sequence: 0,
+        };
+        let known = hello.client != 0 && self.store.check(probe, 0, now).is_ok();
+        let id = if known {
+            hello.client
+        } else {
+            self.clients += 1;
+            // Not to be guessed by other clients, and never given twice.
+            hash64(self.secret, &self.clients.to_le_bytes()).max(1)
+        };
+        let mut lease_until = 0;
+        if hello.lease {
+            lease_until = now + LEASE_NS;
+            match self.store.take_lease(id, lease_until, now) {
+                Ok(()) => {}
+                Err(StoreError::TooManyLeases) => return Err(Refusal::TooManyLeases),
+                Err(_) => return Err(Refusal::NoResources),
+            }
+        }
+        Ok((Client { id, lease_until }, known))
+    }
+
+    fn close_former(&mut self, client: u64) {
+        let former = self.conns.iter_mut().flatten();
+        for conn in former.filter(|conn| conn.link.client.id == client) {
+            conn.link.broken = true;
+            self.any_broken = true;
+        }
+        if self.any_broken {
+            self.close_broken();
+        }
+    }
+
+    /// A group with room for another connection.
+    fn group(&mut self) -> Result<usize, Error> {
+        if let Some(i) = self.groups.iter().position(|g| g.used < g.tier.clients) {
             return Ok(i);
         }
-        let entries = self.cqs.last().map_or(CQ_ENTRIES, |s| {
-            (s.cq.capacity() * CQ_GROWTH / 2).min(CQ_MAX)
-        });
-        let cq = self.context.create_cq(entries)?;
-        self.cqs.push(CqShare {
-            cq,
-            used: 0,
-            room: entries as usize / CQ_SHARE,
-        });
-        Ok(self.cqs.len() - 1)
-    }
-
-    fn make_connection(
-        &self,
-        id: &mut CmId,
-        share: usize,
-    ) -> Result<(hyv_verbs::QueuePair, hyv_verbs::MemoryRegion), Error> {
-        let buffers = self
-            .pd
-            .alloc_mr(RECV_BUFFERS * MAX_REQUEST_BYTES, Access::LOCAL_WRITE)?;
-        let caps = QpCaps {
-            max_send_wr: SEND_RING / 4,
-            max_recv_wr: RECV_BUFFERS as u32,
-            max_send_sge: 2,
-            max_recv_sge: 1,
-            max_inline_data: MAX_INLINE,
-            signal_all: false,
-        };
-        let cq = &self.cqs[share].cq;
-        id.create_qp(&self.pd, cq, cq, &caps)?;
-        let qp = id.take_qp().ok_or(Error::NoQueuePair)?;
-        Ok((qp, buffers))
+        let group = Group::new(&self.context, &self.pd, tier(self.groups.len()))?;
+        self.groups.push(group);
+        Ok(self.groups.len() - 1)
     }
 
     /// Ends connections that broke; what they held is given back.
     #[cold]
     pub(super) fn close_broken(&mut self) {
-        self.any_broken = false;
-        for slot in 0..self.conns.len() {
-            if !self.conns[slot].as_ref().is_some_and(|c| c.link.broken) {
-                continue;
+        while core::mem::take(&mut self.any_broken) {
+            for slot in 0..self.conns.len() {
+                let Some(conn) = self.conns[slot].as_mut().filter(|c| c.link.broken) else {
+                    continue;
+                };
+                // The peer may be gone already; then there is nobody to tell.
+                let _ = conn.id.disconnect();
+                conn.link.stop();
+                // With that all receives that it took have completed. They are among what is there now.
+                let group = conn.link.group;
+                while self.poll_group(group) > 0 {}
+                let Some(mut conn) = self.conns[slot].take() else {
+                    continue;
+                };
+                self.drop_transfers(&mut conn.link);
+                self.drop_jobs(&mut conn.link);
+                for (buffer, _) in core::mem::take(&mut conn.link.deferred) {
+                    self.groups[group].release(buffer);
+                }
+                while let Some(held) = conn.link.take_held() {
+                    give_back(&mut self.store, &mut self.scratch, &mut conn.link, held);
+                }
+                self.groups[group].used -= 1;
+                self.connected -= 1;
+                self.free_conns.push(slot);
             }
-            let Some(mut conn) = self.conns[slot].take() else {
-                continue;
-            };
-            // The peer may be gone already; then there is nobody to tell.
-            let _ = conn.id.disconnect();
-            self.drop_transfers(slot);
-            for held in conn.link.take_held() {
-                release(&mut self.store, &mut self.free_scratch, held);
-            }
-            self.cqs[conn.share].used -= 1;
-            self.connected -= 1;
-            self.free_conns.push(slot);
         }
     }
 }

@@ -1,13 +1,17 @@
-//! One client's connection: its queue pair, its receive buffers, and what is in flight.
+//! One client's connection: its queue pair and what is in flight; and the group of connections that it shares receives with.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use hyv_verbs::cm::CmId;
-use hyv_verbs::{MemoryRegion, Payload, PostError, QueuePair, RecvWr, SendOp, SendWr, Sge};
+use hyv_verbs::{
+    Access, CompletionQueue, Context, Error, MemoryRegion, Payload, PostError, ProtectionDomain,
+    QpCaps, QpInitAttr, QpType, QueuePair, RecvWr, SendOp, SendWr, Sge, SharedReceiveQueue,
+    SrqCaps,
+};
 
-use super::limits::{MAX_SENDS, MAX_STALLS, RECV_BUFFERS, REPOST_BATCH, SIGNAL_EVERY};
+use super::limits::{MAX_STALLS, REPOST_BATCH, Tier};
 use crate::proto::MAX_REQUEST_BYTES;
 
 /// No segment, no buffer.
@@ -18,8 +22,6 @@ pub const NONE: u32 = u32::MAX;
 pub struct Held {
     /// Pinned segment of the log, or [`NONE`].
     pub segment: u32,
-    /// Receive buffer that its reply lies in, or [`NONE`].
-    pub buffer: u32,
     /// Scratch buffer, or [`NONE`].
     pub scratch: u32,
 }
@@ -28,9 +30,16 @@ impl Held {
     /// Nothing.
     pub const NOTHING: Self = Self {
         segment: NONE,
-        buffer: NONE,
         scratch: NONE,
     };
+
+    /// A scratch buffer.
+    pub const fn scratch(buffer: u32) -> Self {
+        Self {
+            scratch: buffer,
+            ..Self::NOTHING
+        }
+    }
 }
 
 /// Kinds of work request, in the low byte of `wr_id`.
@@ -41,22 +50,107 @@ pub mod kind {
     pub const SEND: u64 = 1;
     /// A READ of the client's memory; the index is the transfer.
     pub const READ: u64 = 2;
+    /// A READ or WRITE of a multi-operation; the index is the job.
+    pub const JOB: u64 = 3;
 }
 
-/// `wr_id` of a work request of connection `slot`.
+/// `wr_id` of a work request.
 #[inline]
-pub const fn wr_id(slot: usize, kind: u64, index: u32) -> u64 {
-    (index as u64) << 32 | (slot as u64) << 8 | kind
+pub const fn wr_id(kind: u64, index: u32) -> u64 {
+    (index as u64) << 32 | kind
 }
 
-/// Connection slot, kind and index of a `wr_id`.
+/// Kind and index of a `wr_id`.
 #[inline]
-pub const fn split(wr_id: u64) -> (usize, u64, u32) {
-    (
-        (wr_id >> 8) as usize & 0xff_ffff,
-        wr_id & 0xff,
-        (wr_id >> 32) as u32,
-    )
+pub const fn split(wr_id: u64) -> (u64, u32) {
+    (wr_id & 0xff, (wr_id >> 32) as u32)
+}
+
+/// Connections that share a completion queue, a shared receive queue and its buffers.
+pub struct Group {
+    pub cq: CompletionQueue,
+    srq: SharedReceiveQueue,
+    pub buffers: Arc<MemoryRegion>,
+    first: Sge,
+    /// Buffers to post again.
+    free: Vec<u32>,
+    pub tier: Tier,
+    /// Connections.
+    pub used: usize,
+}
+
+impl Group {
+    pub fn new(context: &Context, pd: &ProtectionDomain, tier: Tier) -> Result<Self, Error> {
+        let cq = context.create_cq(tier.completions())?;
+        let srq = pd.create_srq(&SrqCaps {
+            max_wr: tier.receives() as u32,
+            max_sge: 1,
+        })?;
+        let buffers = pd.alloc_mr(tier.receives() * MAX_REQUEST_BYTES, Access::LOCAL_WRITE)?;
+        let mut group = Self {
+            cq,
+            srq,
+            first: buffers.sge(0, MAX_REQUEST_BYTES as u32),
+            buffers: Arc::new(buffers),
+            free: (0..tier.receives() as u32).collect(),
+            tier,
+            used: 0,
+        };
+        group.repost();
+        Ok(group)
+    }
+
+    /// Gives a buffer back; the device gets it with the next batch.
+    #[inline]
+    pub fn release(&mut self, buffer: u32) {
+        self.free.push(buffer);
+        if self.free.len() >= REPOST_BATCH {
+            self.repost();
+        }
+    }
+
+    fn repost(&mut self) {
+        while self.free.len() >= REPOST_BATCH {
+            let batch = self.free.len() - REPOST_BATCH;
+            let sges: [[Sge; 1]; REPOST_BATCH] = core::array::from_fn(|i| {
+                let at = u64::from(self.free[batch + i]) * MAX_REQUEST_BYTES as u64;
+                [Sge {
+                    addr: self.first.addr + at,
+                    ..self.first
+                }]
+            });
+            let list: [RecvWr<'_>; REPOST_BATCH] = core::array::from_fn(|i| RecvWr {
+                wr_id: wr_id(kind::RECV, self.free[batch + i]),
+                sges: &sges[i],
+            });
+            let posted = match self.srq.post_recv_list(&list) {
+                Ok(()) => REPOST_BATCH,
+                // Cannot be, with as many entries as buffers; the rest waits for the next batch.
+                Err(e) => e.posted,
+            };
+            self.free.drain(batch..batch + posted);
+            if posted < REPOST_BATCH {
+                return;
+            }
+        }
+    }
+
+    /// Makes the queue pair of a connection.
+    pub fn create_qp(&self, pd: &ProtectionDomain, id: &mut CmId) -> Result<QueuePair, Error> {
+        let caps = QpCaps {
+            max_send_wr: (self.tier.sends + self.tier.window) as u32,
+            max_recv_wr: 1,
+            max_send_sge: 2,
+            max_recv_sge: 1,
+            max_inline_data: super::requests::INLINE_REPLY as u32,
+            signal_all: false,
+        };
+        let attr = QpInitAttr::new(QpType::Rc, &self.cq, &self.cq)
+            .with_srq(&self.srq)
+            .with_caps(caps);
+        id.create_qp_ex(pd, &attr)?;
+        id.take_qp().ok_or(Error::NoQueuePair)
+    }
 }
 
 /// A connection: where requests arrive, and the link that answers them.
@@ -66,37 +160,44 @@ pub struct Connection {
     pub link: Link,
     pub buffers: Arc<MemoryRegion>,
     pub id: CmId,
-    /// Which of the server's completion queues it uses.
-    pub share: usize,
 }
 
 impl Connection {
-    pub fn new(slot: usize, share: usize, id: CmId, qp: QueuePair, buffers: MemoryRegion) -> Self {
-        let buffers = Arc::new(buffers);
-        let link = Link::new(slot, qp, Arc::clone(&buffers));
-        Self {
-            link,
-            buffers,
-            id,
-            share,
-        }
+    pub fn new(link: Link, buffers: Arc<MemoryRegion>, id: CmId) -> Self {
+        Self { link, buffers, id }
     }
+}
+
+/// Who a connection is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// Its id.
+    pub id: u64,
+    /// Until when its lease was renewed, ns; 0: it has none.
+    pub lease_until: u64,
 }
 
 /// The queue pair of a connection, and what is in flight on it.
 pub struct Link {
     slot: usize,
+    /// Counts connections: tells this one from others in the same slot.
+    pub serial: u32,
+    pub group: usize,
     qp: QueuePair,
-    buffers: Arc<MemoryRegion>,
-    first: Sge,
+    tier: Tier,
     /// Sends posted and not known to be done, oldest first, each with its count.
     sent: VecDeque<(u32, Held)>,
     posted: u32,
     unsignaled: u32,
-    /// Buffers to post again.
-    free: Vec<u32>,
+    /// Requests that arrived and have no reply yet.
+    pub outstanding: usize,
     /// Requests that arrived when the send queue was full, or no scratch buffer was free: buffer and length.
     pub deferred: VecDeque<(u32, u32)>,
+    /// Large scratch buffers that it holds.
+    pub large: u32,
+    pub client: Client,
+    /// When it last gave a sign of life, ns.
+    pub heard: u64,
     /// Its peer went away or broke the rules: to be closed.
     pub broken: bool,
     /// Maintenance rounds since its oldest send made progress, and which that was.
@@ -104,17 +205,28 @@ pub struct Link {
 }
 
 impl Link {
-    fn new(slot: usize, qp: QueuePair, buffers: Arc<MemoryRegion>) -> Self {
+    pub fn new(
+        slot: usize,
+        serial: u32,
+        (group, tier): (usize, Tier),
+        qp: QueuePair,
+        client: Client,
+        now: u64,
+    ) -> Self {
         Self {
             slot,
+            serial,
+            group,
             qp,
-            first: buffers.sge(0, MAX_REQUEST_BYTES as u32),
-            buffers,
-            sent: VecDeque::with_capacity(MAX_SENDS + 8),
+            tier,
+            sent: VecDeque::with_capacity(tier.sends),
             posted: 0,
             unsignaled: 0,
-            free: Vec::with_capacity(RECV_BUFFERS),
-            deferred: VecDeque::with_capacity(RECV_BUFFERS),
+            outstanding: 0,
+            deferred: VecDeque::new(),
+            large: 0,
+            client,
+            heard: now,
             broken: false,
             stalls: (0, 0),
         }
@@ -125,93 +237,80 @@ impl Link {
         self.slot
     }
 
-    /// The receive buffers.
-    pub const fn buffers(&self) -> &Arc<MemoryRegion> {
-        &self.buffers
+    /// Its queue pair's number and index.
+    pub fn qp(&self) -> (u32, usize) {
+        (self.qp.qpn(), usize::from(self.qp.index()))
     }
 
-    /// Posts all receives.
-    pub fn post_all(&mut self) -> Result<(), PostError> {
-        self.free.extend(0..RECV_BUFFERS as u32);
-        self.repost()
-    }
-
-    /// Gives a buffer back; the device gets it with the next batch.
+    /// Books a request that arrived. False: more than its window allows.
     #[inline]
-    pub fn release(&mut self, buffer: u32) {
-        self.free.push(buffer);
-        if self.free.len() >= REPOST_BATCH && self.repost().is_err() {
-            self.broken = true;
-        }
-    }
-
-    fn repost(&mut self) -> Result<(), PostError> {
-        for &b in &self.free {
-            let sge = buffer_sge(self.first, b, MAX_REQUEST_BYTES);
-            self.qp.post_recv(&RecvWr {
-                wr_id: wr_id(self.slot, kind::RECV, b),
-                sges: &[sge],
-            })?;
-        }
-        self.free.clear();
-        Ok(())
-    }
-
-    /// A receive buffer's first `len` bytes.
-    #[inline]
-    pub fn sge(&self, buffer: u32, len: usize) -> Sge {
-        buffer_sge(self.first, buffer, len)
+    pub const fn arrived(&mut self, now: u64) -> bool {
+        self.heard = now;
+        self.outstanding += 1;
+        self.outstanding <= self.tier.window
     }
 
     /// Whether another request's work requests (at most 3) fit.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.sent.len() + 3 <= MAX_SENDS
+        self.sent.len() + 3 <= self.tier.sends
     }
 
-    /// Posts a send that holds something until it is done.
+    /// Posts the reply to a request, which holds something until it is done.
     #[inline]
-    pub fn send(&mut self, op: SendOp, payload: Payload<'_>, held: Held) -> Result<(), PostError> {
-        let signal =
-            self.unsignaled + 1 >= SIGNAL_EVERY || held.scratch != NONE || held.buffer != NONE;
+    pub fn reply(&mut self, imm: u32, payload: Payload<'_>, held: Held) -> bool {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.send(SendOp::SendImm(imm), payload, held)
+    }
+
+    /// Posts a send that holds something until it is done. False, with the connection broken: it cannot be posted, and nothing is held.
+    #[inline]
+    pub fn send(&mut self, op: SendOp, payload: Payload<'_>, held: Held) -> bool {
+        let signal = self.unsignaled + 1 >= self.tier.signal_every || held.scratch != NONE;
         let count = self.posted;
-        let wr = SendWr::new(wr_id(self.slot, kind::SEND, count), op, payload);
-        self.qp
-            .post_send(&if signal { wr } else { wr.unsignaled() })?;
+        let wr = SendWr::new(wr_id(kind::SEND, count), op, payload);
+        let posted = self
+            .qp
+            .post_send(&if signal { wr } else { wr.unsignaled() });
+        if posted.is_err() {
+            self.broken = true;
+            return false;
+        }
         self.posted = count.wrapping_add(1);
         self.unsignaled = if signal { 0 } else { self.unsignaled + 1 };
         self.sent.push_back((count, held));
-        Ok(())
+        true
     }
 
-    /// Posts a READ of the client's memory; signaled, it completes as a transfer.
-    pub fn read(
+    /// Posts a READ or WRITE of the client's memory that completes by itself, as `kind` and `index`.
+    pub fn transfer(
         &mut self,
-        transfer: u32,
-        from: hyv_verbs::RemoteAddr,
-        to: Sge,
+        (kind, index): (u64, u32),
+        op: SendOp,
+        local: Sge,
     ) -> Result<(), PostError> {
-        self.qp.post_send(&SendWr::new(
-            wr_id(self.slot, kind::READ, transfer),
-            SendOp::Read(from),
-            Payload::Sges(&[to]),
-        ))
+        let wr = SendWr::new(
+            wr_id(kind, index),
+            op,
+            Payload::Sges(core::slice::from_ref(&local)),
+        );
+        self.qp.post_send(&wr).inspect_err(|_| self.broken = true)
     }
 
-    /// All sends up to `count` are done: hands out what they held.
+    /// All sends up to `count` are done: hands out what they held, one by one.
     #[inline]
-    pub fn done(&mut self, count: u32, mut f: impl FnMut(Held)) {
-        while let Some(&(c, held)) = self.sent.front()
-            && count.wrapping_sub(c) < 1 << 31
-        {
-            self.sent.pop_front();
-            f(held);
+    pub fn take_done(&mut self, count: u32) -> Option<Held> {
+        let (c, held) = *self.sent.front()?;
+        if count.wrapping_sub(c) >= 1 << 31 {
+            return None;
         }
+        self.sent.pop_front();
+        Some(held)
     }
 
-    /// Everything still held, at the end of the connection.
-    pub fn take_held(&mut self) -> impl Iterator<Item = Held> + '_ {
-        self.sent.drain(..).map(|(_, held)| held)
+    /// What is still held, at the end of the connection.
+    pub fn take_held(&mut self) -> Option<Held> {
+        self.sent.pop_front().map(|(_, held)| held)
     }
 
     /// Once a maintenance round: whether the client has not taken its replies for too long. RNR retries are without end, because a
@@ -225,22 +324,19 @@ impl Link {
         self.stalls.0 > MAX_STALLS
     }
 
-    /// Asks for a completion of what was sent without one: a WRITE of no bytes, which nobody sees.
-    pub fn flush(&mut self) -> Result<(), PostError> {
-        if self.unsignaled == 0 || !self.has_room() {
-            return Ok(());
+    /// Asks for a completion of what was sent without one, or just for a sign of life: a WRITE of no bytes, which nobody sees.
+    pub fn flush(&mut self, for_life: bool) {
+        if (self.unsignaled == 0 && !for_life) || !self.has_room() {
+            return;
         }
-        self.unsignaled = SIGNAL_EVERY;
+        self.unsignaled = self.tier.signal_every;
         let nowhere = hyv_verbs::RemoteAddr { addr: 0, rkey: 0 };
-        self.send(SendOp::Write(nowhere), Payload::Inline(&[]), Held::NOTHING)
+        self.send(SendOp::Write(nowhere), Payload::Inline(&[]), Held::NOTHING);
     }
-}
 
-#[inline]
-fn buffer_sge(first: Sge, buffer: u32, len: usize) -> Sge {
-    Sge {
-        addr: first.addr + u64::from(buffer) * MAX_REQUEST_BYTES as u64,
-        len: len as u32,
-        lkey: first.lkey,
+    /// Brings the queue pair into the error state: what it took of the shared receive queue completes.
+    pub fn stop(&mut self) {
+        // A device that is gone has nothing more to say.
+        let _ = self.qp.to_err();
     }
 }

@@ -1,41 +1,49 @@
 //! The server: answers requests that arrive over RC queue pairs, from a [`Store`] whose region the device reads.
 //!
-//! One thread polls one completion queue. A reply to a GET is gathered straight from the log; the segment
+//! One thread polls the completion queues. A reply to a READ is gathered straight from the log; the segment
 //! stays pinned until the send has completed. Values larger than a message travel by READ and WRITE between
-//! the log and the client's memory.
+//! the log and the client's memory. Receives come from queues that connections share; each client has a window, and each window its
+//! receive buffers, so that nobody starves another.
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `connection` | one client: queue pair, buffers, what is in flight |
-//! | `requests` | what each operation does |
+//! | `connection` | one client: queue pair, what is in flight; and the groups that share receives |
+//! | `requests` | what each operation does to the store |
+//! | `rare` | pages, tables, statistics |
+//! | `jobs` | multi-operations, in slices |
 //! | `transfers` | values and keys that travel by address |
+//! | `scratch` | buffers for what is put together or READ |
 //! | `accept` | connections that come and go |
-//! | `timing` | service times, sampled |
+//! | `clock` | the time |
 //! | [`serve`] | the loop around it: spin, clean, sleep |
 //! | [`limits`] | every limit, with its reason |
 
 mod accept;
+mod clock;
 mod connection;
+mod jobs;
 pub mod limits;
+mod rare;
 mod region;
 mod requests;
+mod scratch;
 pub mod serve;
-mod timing;
 mod transfers;
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use hyv_verbs::{
-    Access, CompletionQueue, Context, Error, MemoryRegion, PostError, ProtectionDomain, WcOpcode,
-    WorkCompletion,
-};
+use hyv_verbs::{Access, Context, Error, ProtectionDomain, WorkCompletion};
 
-use crate::store::{CleanState, Config, Store, StoreError};
-use connection::{Connection, Held, NONE, kind, split};
-use limits::{POLL_BATCH, SCRATCH_BUFFERS, SCRATCH_BYTES};
+use crate::limits::QUARANTINE_NS;
+use crate::proto::{Class, Histogram, LogKey};
+use crate::store::{CleanState, Config, Store, StoreError, hash64};
+use clock::Clock;
+use connection::{Connection, Group, Held, Link, NONE, kind, split};
+use limits::POLL_BATCH;
 pub use region::LogRegion;
+use requests::{Fate, Place};
+use scratch::Scratch;
 use transfers::Transfer;
 
 /// Why a server could not start or go on.
@@ -59,23 +67,35 @@ fn verb(what: &'static str) -> impl FnOnce(Error) -> ServerError {
     move |source| ServerError::Verb { what, source }
 }
 
-/// What the server did so far.
+/// What the server did so far. Elements of multi-operations count one by one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    /// GETs, hits and misses.
+    /// Reads, hits and misses.
     pub gets: u64,
-    /// PUTs that were stored.
+    /// Writes that were stored.
     pub puts: u64,
-    /// DELs that removed something.
+    /// Removes that removed something.
     pub dels: u64,
-    /// GETs and DELs of keys that do not exist.
+    /// Increments done.
+    pub increments: u64,
+    /// Reads and removes of keys that do not exist.
     pub misses: u64,
+    /// Operations that a reject rule refused.
+    pub rejects: u64,
+    /// Requests that were executed before and got the result kept for them.
+    pub duplicates: u64,
+    /// Multi-operations.
+    pub multis: u64,
+    /// Pages of enumerations.
+    pub pages: u64,
     /// Requests of other kinds.
     pub others: u64,
     /// Requests refused, for whatever reason.
     pub errors: u64,
     /// Connections accepted.
     pub connections: u64,
+    /// Connections ended because their client broke the protocol or took no replies.
+    pub expelled: u64,
 }
 
 /// What [`Server::new`] needs to know.
@@ -85,32 +105,33 @@ pub struct ServerConfig {
     pub port: u16,
     /// Bytes for the store: hash table and log.
     pub store_bytes: usize,
-    /// Seed of the key hash, from a random source.
+    /// Seed of the key hash, of clients' ids and of the epoch, from a random source: another one in each life of a server.
     pub seed: u64,
     /// Connections at once.
     pub max_connections: usize,
-}
-
-/// A completion queue and the connections on it. The first is small, so that with few clients its ring stays in
-/// the caches of both sides; each further one is larger.
-struct CqShare {
-    cq: CompletionQueue,
-    used: usize,
-    room: usize,
+    /// The time now, ns since 1970: what expiries are compared with.
+    pub unix_ns: u64,
+    /// Whether clients may READ the store themselves. Whoever has the key for that can read every table.
+    pub one_sided: bool,
 }
 
 /// A store and its clients.
 pub struct Server {
     context: Context,
     pd: ProtectionDomain,
-    cqs: Vec<CqShare>,
+    groups: Vec<Group>,
     store: Store<LogRegion>,
+    log: Option<LogKey>,
     /// Boxes: a connection is taken out while one of its requests runs.
     conns: Vec<Option<Box<Connection>>>,
     free_conns: Vec<usize>,
-    scratch: Arc<MemoryRegion>,
-    free_scratch: Vec<u32>,
+    /// Connections' slots by their queue pairs' indices.
+    by_qp: Vec<u32>,
+    serial: u32,
+    scratch: Scratch,
     transfers: Vec<Option<Transfer>>,
+    jobs: jobs::Jobs,
+    drops: Vec<rare::PendingDrop>,
     listener: accept::Listener,
     config: ServerConfig,
     counters: Counters,
@@ -122,9 +143,17 @@ pub struct Server {
     any_broken: bool,
     /// A write failed for want of space that sends in flight may hold.
     want_flush: bool,
-    times: timing::ServiceTimes,
+    clock: Clock,
+    epoch: u64,
+    /// What clients' ids are made of, and how many were given.
+    secret: u64,
+    clients: u64,
+    times: Box<[Histogram; Class::ALL.len()]>,
     until_sample: u32,
 }
+
+/// One request in so many is timed: two looks at the clock cost some 30 ns.
+const SAMPLE: u32 = 64;
 
 impl Server {
     /// A server on a device, listening.
@@ -135,17 +164,29 @@ impl Server {
         let pd = context
             .alloc_pd()
             .map_err(verb("cannot make a protection domain"))?;
-        // Local write for the READs that bring large values; no remote access: clients never touch the log.
-        let log = pd
-            .alloc_mr(config.store_bytes, Access::LOCAL_WRITE)
+        // Local write for the READs that bring large values. Clients never write the log.
+        let access = if config.one_sided {
+            Access::LOCAL_WRITE | Access::REMOTE_READ
+        } else {
+            Access::LOCAL_WRITE
+        };
+        let region = pd
+            .alloc_mr(config.store_bytes, access)
             .map_err(verb("cannot register the store's region"))?;
-        let scratch = pd
-            .alloc_mr(SCRATCH_BUFFERS * SCRATCH_BYTES, Access::LOCAL_WRITE)
-            .map_err(verb("cannot register scratch buffers"))?;
+        let log = config.one_sided.then(|| LogKey {
+            addr: region.addr(),
+            len: region.len() as u64,
+            rkey: region.rkey(),
+        });
+        let scratch = Scratch::new(&pd).map_err(verb("cannot register scratch buffers"))?;
+        let derive = |what: &[u8]| hash64(config.seed, what);
+        let epoch = derive(b"epoch");
         let store = Store::new(
-            LogRegion::new(log),
+            LogRegion::new(region),
             Config {
-                seed: config.seed,
+                seed: derive(b"key hash"),
+                quarantine_ns: if config.one_sided { QUARANTINE_NS } else { 0 },
+                incarnation: epoch,
                 ..Config::default()
             },
         )?;
@@ -153,13 +194,17 @@ impl Server {
         Ok(Self {
             context: context.clone(),
             pd,
-            cqs: Vec::new(),
+            groups: Vec::new(),
             store,
+            log,
             conns: Vec::new(),
             free_conns: Vec::new(),
-            scratch: Arc::new(scratch),
-            free_scratch: (0..SCRATCH_BUFFERS as u32).collect(),
+            by_qp: Vec::new(),
+            serial: 0,
+            scratch,
             transfers: Vec::new(),
+            jobs: jobs::Jobs::default(),
+            drops: Vec::new(),
             listener,
             config,
             counters: Counters::default(),
@@ -168,8 +213,12 @@ impl Server {
             any_deferred: false,
             any_broken: false,
             want_flush: false,
-            times: timing::ServiceTimes::new(),
-            until_sample: timing::SAMPLE,
+            clock: Clock::new(context, config.unix_ns),
+            epoch,
+            secret: derive(b"clients"),
+            clients: 0,
+            times: Box::new([const { Histogram::new() }; Class::ALL.len()]),
+            until_sample: SAMPLE,
         })
     }
 
@@ -197,10 +246,23 @@ impl Server {
         &self.context
     }
 
-    /// Median and 99th percentile of the service times of recent sampled requests, ns.
+    /// The random number of this server's life, which clients tell restarts by.
     #[must_use]
-    pub fn service_times(&self) -> (u64, u64) {
-        (self.times.quantile(500), self.times.quantile(990))
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Service times of sampled requests of a class, ns: from a request's completion to its reply's work request.
+    #[must_use]
+    pub const fn times(&self, class: Class) -> &Histogram {
+        &self.times[class as usize]
+    }
+
+    /// Bytes registered for connections: rings, receive and scratch buffers.
+    #[must_use]
+    pub fn connection_bytes(&self) -> u64 {
+        let groups = self.groups.iter().map(|group| group.tier.bytes() as u64);
+        groups.sum::<u64>() + limits::SCRATCH_REGION_BYTES as u64
     }
 
     /// Where the store lies: RAM offset and bytes.
@@ -219,14 +281,13 @@ impl Server {
     /// Answers what has arrived. Returns the number of completions handled; 0 says that there was nothing to do.
     #[inline]
     pub fn poll(&mut self) -> usize {
+        self.clock.turn(&self.context);
         let mut n = 0;
-        for q in 0..self.cqs.len() {
-            let polled = self.cqs[q].cq.poll(&mut self.completions[..]);
-            for i in 0..polled {
-                let wc = self.completions[i];
-                self.complete(&wc);
-            }
-            n += polled;
+        for group in 0..self.groups.len() {
+            n += self.poll_group(group);
+        }
+        if self.jobs.any_ready() {
+            self.run_jobs();
         }
         if self.any_deferred {
             self.retry_deferred();
@@ -234,23 +295,51 @@ impl Server {
         if self.any_broken {
             self.close_broken();
         }
+        if !self.drops.is_empty() {
+            self.finish_drops();
+        }
         n
     }
 
+    /// Whether there is something to do though nothing arrives.
+    fn has_work(&self) -> bool {
+        self.jobs.any_ready() || self.any_deferred || self.any_broken || !self.drops.is_empty()
+    }
+
     #[inline]
-    fn complete(&mut self, wc: &WorkCompletion) {
-        let (slot, kind, index) = split(wc.wr_id);
+    fn poll_group(&mut self, group: usize) -> usize {
+        let polled = self.groups[group].cq.poll(&mut self.completions[..]);
+        for i in 0..polled {
+            let wc = self.completions[i];
+            self.complete(group, &wc);
+        }
+        polled
+    }
+
+    #[inline]
+    fn complete(&mut self, group: usize, wc: &WorkCompletion) {
+        let (kind, index) = split(wc.wr_id);
+        let slot = self.by_qp.get(usize::from(wc.qp_index));
+        let slot = slot.map_or(usize::MAX, |slot| *slot as usize);
         let Some(mut conn) = self.conns.get_mut(slot).and_then(Option::take) else {
+            if kind == kind::RECV {
+                self.groups[group].release(index);
+            }
             return;
         };
-        if !wc.is_ok() {
-            conn.link.broken = true;
-            if kind == kind::READ {
-                self.transfer_failed(index);
-            }
-        } else if kind == kind::RECV {
-            debug_assert_eq!(wc.opcode, WcOpcode::Recv);
-            if conn.link.has_room() && conn.link.deferred.is_empty() {
+        let link = &mut conn.link;
+        if kind == kind::RECV {
+            let place = Place {
+                buffer: index,
+                len: wc.byte_len,
+            };
+            if !wc.is_ok() || link.broken {
+                link.broken = true;
+                self.groups[group].release(index);
+            } else if !link.arrived(self.clock.now) {
+                self.expel(link);
+                self.groups[group].release(index);
+            } else if link.has_room() && link.deferred.is_empty() {
                 let bytes = match wc.inline_data() {
                     Some(bytes) => bytes,
                     None => {
@@ -258,79 +347,132 @@ impl Server {
                     }
                 };
                 self.until_sample -= 1;
-                if self.until_sample == 0 {
-                    self.until_sample = timing::SAMPLE;
-                    let start = self.context.now_ns();
-                    self.request(&mut conn.link, index, bytes);
-                    self.times.add(self.context.now_ns().saturating_sub(start));
+                let fate = if self.until_sample == 0 {
+                    self.sampled_request(link, place, bytes)
                 } else {
-                    self.request(&mut conn.link, index, bytes);
-                }
+                    self.request(link, place, bytes)
+                };
+                self.settle(link, place, fate);
             } else {
-                conn.link.deferred.push_back((index, wc.byte_len));
+                link.deferred.push_back((index, wc.byte_len));
                 self.any_deferred = true;
             }
+        } else if !wc.is_ok() {
+            // Its end gives back what it held.
+            link.broken = true;
         } else if kind == kind::SEND {
-            let Self {
-                store,
-                free_scratch,
-                ..
-            } = self;
-            let mut buffers = [NONE; limits::RECV_BUFFERS];
-            let mut n = 0;
-            conn.link.done(index, |held| {
-                release(store, free_scratch, held);
-                if held.buffer != NONE && n < buffers.len() {
-                    buffers[n] = held.buffer;
-                    n += 1;
-                }
-            });
-            for &b in &buffers[..n] {
-                conn.link.release(b);
+            link.heard = self.clock.now;
+            while let Some(held) = link.take_done(index) {
+                give_back(&mut self.store, &mut self.scratch, link, held);
             }
+        } else if kind == kind::READ {
+            self.transfer_done(&mut conn, index);
         } else {
-            self.transfer_done(&mut conn.link, index);
+            self.job_transferred(index);
         }
         self.any_broken |= conn.link.broken;
         self.conns[slot] = Some(conn);
     }
 
     #[cold]
+    fn sampled_request(&mut self, link: &mut Link, place: Place, bytes: &[u8]) -> Fate {
+        self.until_sample = SAMPLE;
+        let class = match bytes.first() {
+            Some(&op) if op == crate::proto::Op::Read as u8 => Class::Read,
+            Some(&op)
+                if op == crate::proto::Op::Write as u8
+                    || op == crate::proto::Op::Remove as u8
+                    || op == crate::proto::Op::Increment as u8 =>
+            {
+                Class::Write
+            }
+            _ => Class::Other,
+        };
+        let start = self.context.now_ns();
+        let fate = self.request(link, place, bytes);
+        let end = self.context.now_ns();
+        self.times[class as usize].add(end.saturating_sub(start));
+        fate
+    }
+
+    /// Does with a request's receive buffer what is to be done.
+    #[inline]
+    fn settle(&mut self, link: &mut Link, place: Place, fate: Fate) {
+        match fate {
+            Fate::Done => self.groups[link.group].release(place.buffer),
+            Fate::Keep => {}
+            Fate::Defer => {
+                link.deferred.push_front((place.buffer, place.len));
+                self.any_deferred = true;
+            }
+        }
+    }
+
+    #[cold]
     fn retry_deferred(&mut self) {
-        let mut waiting = false;
+        self.any_deferred = false;
         for slot in 0..self.conns.len() {
-            let Some(mut conn) = self.conns[slot].take() else {
+            let waiting = self.conns[slot].take_if(|conn| !conn.link.deferred.is_empty());
+            let Some(mut conn) = waiting else {
                 continue;
             };
             while !conn.link.broken
                 && conn.link.has_room()
                 && let Some((buffer, len)) = conn.link.deferred.pop_front()
             {
+                let place = Place { buffer, len };
                 let bytes = region::received(&conn.buffers, buffer_offset(buffer), len as usize);
-                if !self.request(&mut conn.link, buffer, bytes) {
+                let fate = self.request(&mut conn.link, place, bytes);
+                self.settle(&mut conn.link, place, fate);
+                if fate == Fate::Defer {
                     break;
                 }
             }
-            waiting |= !conn.link.deferred.is_empty();
+            self.any_deferred |= !conn.link.deferred.is_empty();
             self.any_broken |= conn.link.broken;
             self.conns[slot] = Some(conn);
         }
-        self.any_deferred = waiting;
+    }
+
+    /// Ends the connection of a client that breaks the rules.
+    #[cold]
+    fn expel(&mut self, link: &mut Link) {
+        self.counters.expelled += 1;
+        link.broken = true;
     }
 
     /// A round of maintenance, every 10 ms or so: asks for completions of sends that would otherwise pin their segments for as
-    /// long as a client is idle, and gives up clients that take no replies.
+    /// long as a client is idle, gives up clients that take no replies, asks silent ones for a sign of life, and renews leases.
     pub fn flush(&mut self) {
+        self.clock.refresh(&self.context);
+        let now = self.clock.now;
         for conn in self.conns.iter_mut().flatten() {
-            let flushed = matches!(conn.link.flush(), Ok(()) | Err(PostError::QueueFull));
-            conn.link.broken |= !flushed || conn.link.is_stuck();
-            self.any_broken |= conn.link.broken;
+            let link = &mut conn.link;
+            let silent = now.saturating_sub(link.heard) >= limits::KEEPALIVE_NS;
+            link.flush(silent);
+            if link.is_stuck() {
+                self.counters.expelled += 1;
+                link.broken = true;
+            }
+            self.any_broken |= link.broken;
+            let client = &mut link.client;
+            if client.lease_until != 0
+                && client.lease_until < now + limits::LEASE_NS / 2
+                && now.saturating_sub(link.heard) < 2 * limits::KEEPALIVE_NS
+            {
+                let until = now + limits::LEASE_NS;
+                // Busy now: again in the next round, of which there are hundreds before it expires.
+                if self.store.take_lease(client.id, until, now).is_ok() {
+                    client.lease_until = until;
+                }
+            }
         }
     }
 
     /// Does a slice of the cleaner's work, if there is any. True if it did some.
     pub fn clean(&mut self) -> bool {
-        if !self.store.wants_cleaning(requests::NOW) {
+        let now = self.clock.now;
+        if !self.store.wants_cleaning(now) {
             return false;
         }
         let slice = if self.store.is_scarce() {
@@ -338,19 +480,20 @@ impl Server {
         } else {
             limits::TIDY_SLICE
         };
-        let progress = self.store.clean(slice, requests::NOW);
+        let progress = self.store.clean(slice, now);
         self.want_flush |= progress.state == CleanState::Blocked;
         progress.state == CleanState::More
     }
 }
 
-/// Gives back what a finished send held, but for its receive buffer.
-fn release(store: &mut Store<LogRegion>, free_scratch: &mut Vec<u32>, held: Held) {
+/// Gives back what a finished send held.
+#[inline]
+fn give_back(store: &mut Store<LogRegion>, scratch: &mut Scratch, link: &mut Link, held: Held) {
     if held.segment != NONE {
         store.unpin(held.segment);
     }
     if held.scratch != NONE {
-        free_scratch.push(held.scratch);
+        scratch.give_back(link, held.scratch);
     }
 }
 

@@ -1,396 +1,361 @@
 //! What each operation does.
 
-use alloc::sync::Arc;
-
 use hyv_verbs::probe::{Lines, respond};
 use hyv_verbs::{Payload, RemoteAddr, SendOp};
 
 use super::connection::{Held, Link, NONE};
-use super::region::scratch;
 use super::transfers::Stage;
-use super::{Server, buffer_offset, limits};
-use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_KEY_BYTES};
+use super::{Server, limits};
+use crate::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES};
 use crate::proto::{
-    Key, MAX_REPLY_BYTES, PageBuilder, PutValue, RemoteBuffer, Reply, Request, StatsReply,
-    StatsView, Status, entry_reply, error_detail, request_tag,
+    Key, Once, RemoteBuffer, Reply, Request, Status, Value, entry_reply, error_detail, request_tag,
 };
-use crate::store::{Cursor, DEFAULT_TABLE, Found, RejectRules, StoreError, Write};
+use crate::store::{
+    Found, Increment, Outcome, Progress, RejectRules, RequestId, StoreError, Write,
+};
 
-/// Nothing that this server writes expires, and nobody reads its region: the engine needs no clock.
-pub(super) const NOW: u64 = 0;
+/// Longest reply that goes inline: what the head of a work request has room for.
+pub(super) const INLINE_REPLY: usize = 24;
 
-/// Longest reply that goes inline: a STATS reply.
-const INLINE_REPLY: usize = 192;
+/// Where a request is: its receive buffer, and its length.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub buffer: u32,
+    pub len: u32,
+}
+
+/// What becomes of a request's receive buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The request does not need it any more.
+    Done,
+    /// Somebody keeps it, and gives it back.
+    Keep,
+    /// The request has to wait for a scratch buffer.
+    Defer,
+}
+
+/// What to do with a request that has an id.
+enum Admitted {
+    /// Execute it.
+    Yes(Option<RequestId>),
+    /// It is answered already.
+    Answered,
+}
 
 impl Server {
-    /// Runs a request that lies in receive buffer `buffer`. False if it has to wait for a scratch buffer (it is
-    /// then the first of the deferred).
+    /// Runs a request that lies at `place`; `bytes` is what it says.
     #[inline]
-    pub(super) fn request(&mut self, link: &mut Link, buffer: u32, bytes: &[u8]) -> bool {
+    pub(super) fn request(&mut self, link: &mut Link, place: Place, bytes: &[u8]) -> Fate {
         let (tag, request) = match Request::parse(bytes) {
             Ok(r) => r,
             Err(e) => {
-                if let Some(tag) = request_tag(bytes) {
-                    self.fail(link, tag, e.status(), 0);
-                } else {
+                match request_tag(bytes) {
+                    Some(tag) => self.fail(link, tag, e.status(), 0),
                     // Nobody could tell which request an answer belongs to.
-                    link.broken = true;
+                    None => self.expel(link),
                 }
-                link.release(buffer);
-                return true;
+                return Fate::Done;
             }
         };
-        let remote_key = match request {
-            Request::Get {
-                key: Key::Remote(k),
-                ..
-            }
-            | Request::Put {
-                key: Key::Remote(k),
-                ..
-            }
-            | Request::Del {
-                key: Key::Remote(k),
-            } => Some(k),
-            _ => None,
-        };
-        if let Some(key) = remote_key {
-            return self.fetch_key(link, buffer, bytes.len(), key);
+        if let Some(Key::Remote(key)) = request.key() {
+            return self.fetch_key(link, place, key);
         }
-        match request {
-            Request::Get {
+        self.execute(link, tag, &request, place)
+    }
+
+    /// Executes a request whose key is at hand.
+    #[inline]
+    pub(super) fn execute(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        request: &Request<'_>,
+        place: Place,
+    ) -> Fate {
+        match *request {
+            Request::Read {
+                table,
                 key: Key::Inline(key),
-                buffer: to,
-            } => self.get(link, tag, key, to),
-            Request::Put {
+                ref rules,
+                buffer,
+            } => self.read(link, tag, (table, key), rules, buffer),
+            Request::Write {
+                table,
                 key: Key::Inline(key),
-                value: PutValue::Inline(value),
+                value,
+                rules,
+                expires,
+                once,
             } => {
-                self.put(link, tag, key, value);
+                let (value, remote) = match value {
+                    Value::Inline(value) => (value, None),
+                    Value::Remote(from) => (&[][..], Some(from)),
+                };
+                let Admitted::Yes(once) = self.admit(link, tag, once) else {
+                    return Fate::Done;
+                };
+                let write = Write {
+                    table,
+                    key,
+                    value,
+                    expires,
+                    rules,
+                    once,
+                };
+                match remote {
+                    None => self.write(link, tag, &write),
+                    Some(from) => self.write_remote(link, tag, &write, from),
+                }
             }
-            Request::Put {
+            Request::Remove {
+                table,
                 key: Key::Inline(key),
-                value: PutValue::Remote(from),
-            } => {
-                self.put_remote(link, tag, key, from);
-            }
-            Request::Del {
+                ref rules,
+                once,
+            } => self.remove(link, tag, (table, key), rules, once),
+            Request::Increment {
+                table,
                 key: Key::Inline(key),
-            } => self.del(link, tag, key),
-            Request::List {
-                cursor,
-                limit,
-                buffer: to,
-            } => {
-                return self.list(link, tag, (buffer, bytes.len()), cursor, limit, to);
-            }
-            Request::Stats => self.stats(link, tag),
+                by,
+                ref rules,
+                once,
+            } => self.increment(link, tag, (table, key), by, rules, once),
+            // Sent to `fetch_key` before.
+            Request::Read { .. }
+            | Request::Write { .. }
+            | Request::Remove { .. }
+            | Request::Increment { .. } => {}
             Request::Ping => {
                 self.counters.others += 1;
                 self.reply(link, tag, &Reply::Empty);
             }
             Request::Probe { rounds } => self.probe(link, tag, rounds),
-            // Sent to `fetch_key` above.
-            Request::Get { .. } | Request::Put { .. } | Request::Del { .. } => {}
+            Request::EndLease => self.end_lease(link, tag),
+            _ => return self.execute_rare(link, tag, request, place),
         }
-        link.release(buffer);
-        true
-    }
-
-    /// Runs a request again whose key has arrived in a scratch buffer.
-    pub(super) fn request_with_key(&mut self, link: &mut Link, bytes: &[u8], key: &[u8]) {
-        let Ok((tag, request)) = Request::parse(bytes) else {
-            return;
-        };
-        match request {
-            Request::Get { buffer, .. } => self.get(link, tag, key, buffer),
-            Request::Put {
-                value: PutValue::Inline(value),
-                ..
-            } => self.put(link, tag, key, value),
-            Request::Put {
-                value: PutValue::Remote(from),
-                ..
-            } => self.put_remote(link, tag, key, from),
-            Request::Del { .. } => self.del(link, tag, key),
-            _ => {}
-        }
+        Fate::Done
     }
 
     #[inline]
-    fn get(&mut self, link: &mut Link, tag: u16, key: &[u8], to: Option<RemoteBuffer>) {
+    fn read(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        (table, key): (u32, &[u8]),
+        rules: &RejectRules,
+        to: Option<RemoteBuffer>,
+    ) {
         self.counters.gets += 1;
-        let Some(found) = self.store.get(DEFAULT_TABLE, key, NOW) else {
-            self.counters.misses += 1;
-            self.reply(
-                link,
-                tag,
-                &Reply::Error {
-                    status: Status::NotFound,
-                    detail: 0,
-                },
-            );
-            return;
+        let found = match self.store.read(table, key, rules, self.clock.now) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.counters.misses += 1;
+                return self.failed(link, tag, Status::NotFound, 0);
+            }
+            Err(e) => return self.store_error(link, tag, None, e),
         };
         if found.value_len > EAGER_VALUE_BYTES {
-            self.get_large(link, tag, &found, to);
+            self.read_large(link, tag, &found, to);
             return;
         }
         let region = self.store.region().mr();
         let held = Held {
-            segment: self.pin(&found),
+            segment: self.segment_of(&found),
             ..Held::NOTHING
         };
         let at = |r: core::ops::Range<usize>| region.sge(r.start as u64, r.len() as u32);
         let with_key = found.key_len <= EAGER_KEY_BYTES;
-        let op = SendOp::SendImm(entry_reply(tag, with_key));
+        let imm = entry_reply(tag, with_key);
+        let span = found.span();
         let sent = if with_key {
-            link.send(op, Payload::Sges(&[at(found.span())]), held)
+            link.reply(imm, Payload::Sges(&[at(span)]), held)
         } else {
-            link.send(
-                op,
-                Payload::Sges(&[at(found.header()), at(found.value())]),
-                held,
-            )
+            let rest = found.value_offset..span.end;
+            link.reply(imm, Payload::Sges(&[at(found.header()), at(rest)]), held)
         };
-        match sent {
-            Ok(()) => {
-                if held.segment != NONE {
-                    self.store.pin(held.segment);
-                }
-            }
-            Err(_) => link.broken = true,
+        if sent && held.segment != NONE {
+            self.store.pin(held.segment);
         }
     }
 
     #[inline]
-    fn pin(&self, found: &Found) -> u32 {
+    fn segment_of(&self, found: &Found) -> u32 {
         self.store.segment_of(found.entry_offset).unwrap_or(NONE)
     }
 
     #[cold]
-    fn get_large(&mut self, link: &mut Link, tag: u16, found: &Found, to: Option<RemoteBuffer>) {
+    fn read_large(&mut self, link: &mut Link, tag: u16, found: &Found, to: Option<RemoteBuffer>) {
         let Some(to) = to.filter(|to| to.len as usize >= found.value_len) else {
-            let detail = found.value_len as u64;
-            self.reply(
-                link,
-                tag,
-                &Reply::Error {
-                    status: Status::TooLargeForEager,
-                    detail,
-                },
-            );
-            return;
+            return self.failed(link, tag, Status::TooLargeForEager, found.value_len as u64);
         };
         let held = Held {
-            segment: self.pin(found),
+            segment: self.segment_of(found),
             ..Held::NOTHING
         };
-        let value = self
-            .store
-            .region()
-            .mr()
-            .sge(found.value_offset as u64, found.value_len as u32);
+        let region = self.store.region().mr();
+        let value = region.sge(found.value_offset as u64, found.value_len as u32);
         let op = SendOp::Write(RemoteAddr {
             addr: to.addr,
             rkey: to.rkey,
         });
-        match link.send(op, Payload::Sges(&[value]), held) {
-            Ok(()) => {
-                if held.segment != NONE {
-                    self.store.pin(held.segment);
-                }
-                // Ordered behind the WRITE: when the client sees it, the value is there.
-                self.reply(
-                    link,
-                    tag,
-                    &Reply::Written {
-                        version: found.version,
-                        value_len: found.value_len as u32,
-                    },
-                );
+        if link.send(op, Payload::Sges(&[value]), held) {
+            if held.segment != NONE {
+                self.store.pin(held.segment);
             }
-            Err(_) => link.broken = true,
+            // Ordered behind the WRITE: when the client sees it, the value is there.
+            let reply = Reply::Written {
+                version: found.version,
+                value_len: found.value_len as u32,
+            };
+            self.reply(link, tag, &reply);
+        }
+    }
+
+    /// Looks a request's id up: executes it, or answers it with what it came to when it was executed.
+    #[inline]
+    fn admit(&mut self, link: &mut Link, tag: u16, once: Option<Once>) -> Admitted {
+        let Some(once) = once else {
+            return Admitted::Yes(None);
+        };
+        let id = once.id(link.client.id);
+        if link.client.lease_until == 0 {
+            self.fail(link, tag, Status::NoLease, 0);
+            return Admitted::Answered;
+        }
+        match self.store.check(id, once.first_incomplete, self.clock.now) {
+            Ok(Progress::New) => return Admitted::Yes(Some(id)),
+            Ok(Progress::Done(outcome)) => {
+                self.counters.duplicates += 1;
+                self.reply_outcome(link, tag, outcome);
+            }
+            // Its value is still on its way.
+            Ok(Progress::InProgress) => self.fail(link, tag, Status::Busy, 0),
+            Ok(Progress::Stale) => self.fail(link, tag, Status::Stale, 0),
+            Err(e) => self.store_error(link, tag, None, e),
+        }
+        Admitted::Answered
+    }
+
+    fn reply_outcome(&mut self, link: &mut Link, tag: u16, outcome: Outcome) {
+        match failure_of(outcome) {
+            Some((status, detail)) => self.failed(link, tag, status, detail),
+            None => match outcome {
+                Outcome::Incremented { value, version } => {
+                    let bits = value.bits();
+                    self.reply(link, tag, &Reply::Incremented { version, bits });
+                }
+                Outcome::Written { version } | Outcome::Removed { version } => {
+                    self.reply(link, tag, &Reply::Version(version));
+                }
+                _ => self.fail(link, tag, Status::Internal, 0),
+            },
         }
     }
 
     #[inline]
-    fn put(&mut self, link: &mut Link, tag: u16, key: &[u8], value: &[u8]) {
-        match self.store.put(DEFAULT_TABLE, key, value, NOW) {
+    fn write(&mut self, link: &mut Link, tag: u16, write: &Write<'_>) {
+        match self.store.write(write, self.clock.now) {
             Ok(version) => {
                 self.counters.puts += 1;
                 self.reply(link, tag, &Reply::Version(version));
             }
-            Err(e) => self.store_error(link, tag, e),
+            Err(e) => self.store_error(link, tag, write.once, e),
         }
     }
 
-    fn put_remote(&mut self, link: &mut Link, tag: u16, key: &[u8], from: RemoteBuffer) {
-        let reservation =
-            match self
-                .store
-                .reserve(&Write::new(DEFAULT_TABLE, key, &[]), from.len as usize, NOW)
-            {
-                Ok(r) => r,
-                Err(e) => return self.store_error(link, tag, e),
-            };
-        let to = self
-            .store
-            .region()
-            .mr()
-            .sge(reservation.value().start as u64, from.len);
-        self.read(
-            link,
-            RemoteAddr {
-                addr: from.addr,
-                rkey: from.rkey,
-            },
-            to,
-            Stage::Value { tag, reservation },
-        );
+    fn write_remote(&mut self, link: &mut Link, tag: u16, write: &Write<'_>, from: RemoteBuffer) {
+        let reserved = self.store.reserve(write, from.len as usize, self.clock.now);
+        let reservation = match reserved {
+            Ok(r) => r,
+            Err(e) => return self.store_error(link, tag, write.once, e),
+        };
+        let region = self.store.region().mr();
+        let to = region.sge(reservation.value().start as u64, from.len);
+        let stage = Stage::Value {
+            tag,
+            once: write.once,
+            reservation,
+        };
+        self.read_remote(link, from, to, stage);
     }
 
-    /// The value of a large PUT has arrived in the log.
+    /// The value of a large write has arrived in the log.
     pub(super) fn commit(
         &mut self,
         link: &mut Link,
         tag: u16,
+        once: Option<RequestId>,
         reservation: crate::store::Reservation,
     ) {
-        match self.store.commit(reservation, NOW) {
+        match self.store.commit(reservation, self.clock.now) {
             Ok(version) => {
                 self.counters.puts += 1;
                 self.reply(link, tag, &Reply::Version(version));
             }
-            Err(e) => self.store_error(link, tag, e),
+            Err(e) => self.store_error(link, tag, once, e),
         }
     }
 
-    fn del(&mut self, link: &mut Link, tag: u16, key: &[u8]) {
-        match self
-            .store
-            .remove(DEFAULT_TABLE, key, &RejectRules::NONE, None, NOW)
-        {
+    fn remove(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        (table, key): (u32, &[u8]),
+        rules: &RejectRules,
+        once: Option<Once>,
+    ) {
+        let Admitted::Yes(once) = self.admit(link, tag, once) else {
+            return;
+        };
+        match self.store.remove(table, key, rules, once, self.clock.now) {
             Ok(Some(version)) => {
                 self.counters.dels += 1;
                 self.reply(link, tag, &Reply::Version(version));
             }
             Ok(None) => {
                 self.counters.misses += 1;
-                self.reply(
-                    link,
-                    tag,
-                    &Reply::Error {
-                        status: Status::NotFound,
-                        detail: 0,
-                    },
-                );
+                self.failed(link, tag, Status::NotFound, 0);
             }
-            Err(e) => self.store_error(link, tag, e),
+            Err(e) => self.store_error(link, tag, once, e),
         }
     }
 
-    /// A page of keys: in the receive buffer of its own request, or by a scratch buffer into the client's memory.
-    fn list(
+    fn increment(
         &mut self,
         link: &mut Link,
         tag: u16,
-        (buffer, len): (u32, usize),
-        cursor: u64,
-        limit: u16,
-        to: Option<RemoteBuffer>,
-    ) -> bool {
-        let scratch_buffer = match to {
-            None => None,
-            Some(_) => match self.free_scratch.pop() {
-                None => {
-                    link.deferred.push_front((buffer, len as u32));
-                    self.any_deferred = true;
-                    return false;
-                }
-                some => some,
-            },
+        (table, key): (u32, &[u8]),
+        by: Increment,
+        rules: &RejectRules,
+        once: Option<Once>,
+    ) {
+        let Admitted::Yes(once) = self.admit(link, tag, once) else {
+            return;
         };
-        self.counters.others += 1;
-        let (own, pages) = (Arc::clone(link.buffers()), Arc::clone(&self.scratch));
-        let page = match (scratch_buffer, to) {
-            (Some(s), Some(to)) => {
-                let room = (to.len as usize).min(limits::SCRATCH_BYTES);
-                scratch(&pages, s as usize * limits::SCRATCH_BYTES, room)
-            }
-            // Its request has been parsed, and the buffer is ours until it is posted again.
-            _ => scratch(&own, buffer_offset(buffer), MAX_REPLY_BYTES),
-        };
-        let built = build_page(&self.store, page, cursor, limit);
-        match (built, scratch_buffer, to) {
-            (Err(needed), s, _) => {
-                self.free_scratch.extend(s);
-                self.reply(
-                    link,
-                    tag,
-                    &Reply::Error {
-                        status: Status::TooLargeForEager,
-                        detail: needed,
-                    },
-                );
-                link.release(buffer);
-            }
-            (Ok(n), Some(s), Some(to)) => {
-                let from = self
-                    .scratch
-                    .sge(u64::from(s) * limits::SCRATCH_BYTES as u64, n as u32);
-                let held = Held {
-                    scratch: s,
-                    ..Held::NOTHING
+        let now = self.clock.now;
+        match self.store.increment(table, key, by, rules, once, now) {
+            Ok(done) => {
+                self.counters.increments += 1;
+                let reply = Reply::Incremented {
+                    version: done.version,
+                    bits: done.value.bits(),
                 };
-                let op = SendOp::Write(RemoteAddr {
-                    addr: to.addr,
-                    rkey: to.rkey,
-                });
-                match link.send(op, Payload::Sges(&[from]), held) {
-                    Ok(()) => self.reply(link, tag, &Reply::PageWritten { len: n as u32 }),
-                    Err(_) => {
-                        self.free_scratch.push(s);
-                        link.broken = true;
-                    }
-                }
-                link.release(buffer);
+                self.reply(link, tag, &reply);
             }
-            (Ok(n), ..) => {
-                let imm = crate::proto::immediate(tag, Status::Ok, crate::proto::ReplyKind::Page);
-                let held = Held {
-                    buffer,
-                    ..Held::NOTHING
-                };
-                if link
-                    .send(
-                        SendOp::SendImm(imm),
-                        Payload::Sges(&[link.sge(buffer, n)]),
-                        held,
-                    )
-                    .is_err()
-                {
-                    link.broken = true;
-                }
-            }
+            Err(e) => self.store_error(link, tag, once, e),
         }
-        true
     }
 
-    fn stats(&mut self, link: &mut Link, tag: u16) {
+    fn end_lease(&mut self, link: &mut Link, tag: u16) {
         self.counters.others += 1;
-        let c = self.counters;
-        let mut stats = StatsReply {
-            gets: c.gets,
-            misses: c.misses,
-            puts: c.puts,
-            dels: c.dels,
-            errors: c.errors,
-            connections: self.connected as u64,
-            ..StatsReply::default()
-        };
-        stats.set_store(&self.store.stats());
-        self.reply(link, tag, &Reply::Stats(StatsView::new(&stats.to_bytes())));
+        match self.store.end_lease(link.client.id, self.clock.now) {
+            Ok(()) => {
+                link.client.lease_until = 0;
+                self.reply(link, tag, &Reply::Empty);
+            }
+            Err(e) => self.store_error(link, tag, None, e),
+        }
     }
 
     /// Bounces the window's probe line with a client that shares the machine: the floor under all latencies here.
@@ -405,79 +370,93 @@ impl Server {
                 limits::PROBE_SILENCE_NS,
                 || platform.now_ns(),
             );
+            self.clock.refresh(&self.context);
         }
     }
 
-    fn store_error(&mut self, link: &mut Link, tag: u16, e: StoreError) {
+    /// Answers what the store refused. The refusal of a request with an id is kept, as a result: a copy of the request that comes late must
+    /// not be executed after its client was told that it failed.
+    #[cold]
+    pub(super) fn store_error(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        once: Option<RequestId>,
+        e: StoreError,
+    ) {
+        let (status, detail) = self.refusal(once, &e);
+        self.failed(link, tag, status, detail);
+    }
+
+    /// What to say of an error of the store; books it, and keeps it as the result of the request `once`.
+    pub(super) fn refusal(&mut self, once: Option<RequestId>, e: &StoreError) -> (Status, u64) {
+        let (status, detail) = (Status::from(*e), error_detail(e));
         if matches!(e, StoreError::Full { .. } | StoreError::Busy) {
             // Segments may only be waiting for sends that nobody asked about.
             self.want_flush = true;
         }
-        let detail = error_detail(&e);
-        self.fail(link, tag, Status::from(e), detail);
+        if status.rejected().is_some() {
+            self.counters.rejects += 1;
+            // The store has kept it itself.
+            return (status, detail);
+        }
+        self.counters.errors += 1;
+        if let Some(id) = once
+            && is_final(status)
+        {
+            // Without a lease there is nothing to be kept.
+            let _ = self
+                .store
+                .refuse(id, code_of(status, detail), self.clock.now);
+        }
+        (status, detail)
     }
 
+    /// Answers a request that cannot be served.
     #[cold]
-    fn fail(&mut self, link: &mut Link, tag: u16, status: Status, detail: u64) {
+    pub(super) fn fail(&mut self, link: &mut Link, tag: u16, status: Status, detail: u64) {
         self.counters.errors += 1;
+        self.failed(link, tag, status, detail);
+    }
+
+    /// Answers a request that came to nothing.
+    #[inline]
+    pub(super) fn failed(&mut self, link: &mut Link, tag: u16, status: Status, detail: u64) {
         self.reply(link, tag, &Reply::Error { status, detail });
     }
 
     #[inline]
-    fn reply(&mut self, link: &mut Link, tag: u16, reply: &Reply<'_>) {
+    pub(super) fn reply(&mut self, link: &mut Link, tag: u16, reply: &Reply<'_>) {
         let mut out = [0; INLINE_REPLY];
         match reply.emit(tag, &mut out) {
-            Ok((imm, n)) => {
-                if link
-                    .send(
-                        SendOp::SendImm(imm),
-                        Payload::Inline(&out[..n]),
-                        Held::NOTHING,
-                    )
-                    .is_err()
-                {
-                    link.broken = true;
-                }
-            }
+            Ok((imm, n)) => drop(link.reply(imm, Payload::Inline(&out[..n]), Held::NOTHING)),
             Err(_) => link.broken = true,
         }
     }
 }
 
-/// Fills a page; gives its length, or how large the buffer must be for the next key.
-fn build_page(
-    store: &crate::store::Store<super::LogRegion>,
-    out: &mut [u8],
-    mut cursor: u64,
-    limit: u16,
-) -> Result<usize, u64> {
-    let needed = |key: usize| (crate::proto::PAGE_HEADER_BYTES + 2 + key) as u64;
-    let mut page = PageBuilder::new(out).map_err(|_| needed(MAX_KEY_BYTES))?;
-    let mut too_long = None;
-    let mut next;
-    let mut budget = limits::SCAN_BUCKETS;
-    loop {
-        // Few buckets at a time: an empty table must not keep others waiting.
-        let step = budget.min(256);
-        let mut full = false;
-        let from = Cursor::from_raw(cursor);
-        let progress = store.enumerate(DEFAULT_TABLE, from, step, NOW, |found| {
-            let enough = limit != 0 && page.len() >= usize::from(limit);
-            full = enough || !page.push(store.bytes(found.key()));
-            if full && page.is_empty() {
-                too_long = Some(found.key_len);
-            }
-            !full
-        });
-        next = progress.ok().and_then(|p| p.next).map(Cursor::raw);
-        budget -= step;
-        match next {
-            Some(c) if !full && budget > 0 => cursor = c,
-            _ => break,
+/// Whether a request that failed so must not be executed when it comes again.
+const fn is_final(status: Status) -> bool {
+    !matches!(
+        status,
+        Status::Busy | Status::NoLease | Status::TooManyResults | Status::Stale
+    )
+}
+
+/// A failure as the number that the store keeps.
+const fn code_of(status: Status, detail: u64) -> u64 {
+    status as u64 | detail << 8
+}
+
+/// The failure that a result is, if it is one.
+pub(super) fn failure_of(outcome: Outcome) -> Option<(Status, u64)> {
+    match outcome {
+        Outcome::Absent => Some((Status::NotFound, 0)),
+        Outcome::Rejected { reason, version } => Some((reason.into(), version)),
+        Outcome::Refused { code } => {
+            let status = Status::from_raw(code as u8).unwrap_or(Status::Internal);
+            Some((status, code >> 8))
         }
-    }
-    match too_long {
-        Some(key) => Err(needed(key)),
-        None => Ok(page.finish(next)),
+        Outcome::Written { .. } | Outcome::Removed { .. } | Outcome::Incremented { .. } => None,
     }
 }

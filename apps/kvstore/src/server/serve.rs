@@ -60,6 +60,7 @@ impl Server {
                 platform.relax().map_err(gone)?;
             }
             let now = platform.now_ns();
+            self.clock.refresh(&context);
             self.poll_connections()?;
             if now.saturating_sub(maintained) >= MAINTENANCE_NS || self.want_flush {
                 maintained = now;
@@ -73,25 +74,27 @@ impl Server {
             let cleaned = self.clean();
             if idle_turns >= CLOCK_TURNS
                 && !cleaned
+                && !self.has_work()
                 && now.saturating_sub(idle_since) >= options.spin_ns
             {
                 // Whatever comes after this read wakes the sleep below.
                 let seen = platform.wake_seen();
-                for share in &mut self.cqs {
-                    share.cq.req_notify(false);
+                for group in &mut self.groups {
+                    group.cq.req_notify(false);
                 }
                 self.flush();
                 surroundings.publish(self);
                 if surroundings.should_stop() {
                     return Ok(());
                 }
-                if self.poll() == 0 && !self.events_pending() {
+                if self.poll() == 0 && !self.has_work() && !self.events_pending() {
                     platform.wait(seen, Some(MAX_SLEEP_NS)).map_err(gone)?;
                 }
                 for _ in context.poll_events() {
                     // Completions and connections are looked at in any case.
                 }
                 self.poll_connections()?;
+                self.clock.refresh(&context);
                 idle_turns = 0;
             }
         }

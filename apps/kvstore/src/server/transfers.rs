@@ -2,14 +2,14 @@
 
 use alloc::sync::Arc;
 
-use hyv_verbs::{RemoteAddr, Sge};
+use hyv_verbs::{RemoteAddr, SendOp, Sge};
 
-use super::connection::{Link, NONE};
-use super::limits::SCRATCH_BYTES;
+use super::connection::{Connection, Link, kind};
 use super::region::received;
-use super::{Server, buffer_offset};
-use crate::proto::RemoteBuffer;
-use crate::store::Reservation;
+use super::requests::{Fate, Place};
+use super::{Server, buffer_offset, scratch};
+use crate::proto::{Key, RemoteBuffer, Request};
+use crate::store::{RequestId, Reservation};
 
 /// A READ under way.
 #[derive(Debug)]
@@ -27,56 +27,43 @@ pub(super) enum Stage {
         scratch: u32,
         /// Bytes of the key.
         key_len: usize,
-        /// The request's receive buffer.
-        buffer: u32,
-        /// Bytes of the request.
-        len: usize,
+        /// Where the request is.
+        place: Place,
     },
     /// A value, into the log.
     Value {
         /// The request's tag.
         tag: u16,
+        /// Its id, if it has one.
+        once: Option<RequestId>,
         /// Where it goes.
         reservation: Reservation,
     },
 }
 
 impl Server {
-    /// READs a request's key. False, with the request deferred: no scratch buffer is free.
-    pub(super) fn fetch_key(
-        &mut self,
-        link: &mut Link,
-        buffer: u32,
-        len: usize,
-        key: RemoteBuffer,
-    ) -> bool {
-        let Some(s) = self.free_scratch.pop() else {
-            link.deferred.push_front((buffer, len as u32));
-            self.any_deferred = true;
-            return false;
+    /// READs a request's key.
+    pub(super) fn fetch_key(&mut self, link: &mut Link, place: Place, key: RemoteBuffer) -> Fate {
+        let Some(buffer) = self.scratch.take_large(link) else {
+            return Fate::Defer;
         };
-        let to = self
-            .scratch
-            .sge(u64::from(s) * SCRATCH_BYTES as u64, key.len);
+        let to = self.scratch.sge(buffer, key.len as usize);
         let stage = Stage::Key {
-            scratch: s,
+            scratch: buffer,
             key_len: key.len as usize,
-            buffer,
-            len,
+            place,
         };
-        self.read(
-            link,
-            RemoteAddr {
-                addr: key.addr,
-                rkey: key.rkey,
-            },
-            to,
-            stage,
-        );
-        true
+        self.read_remote(link, key, to, stage);
+        Fate::Keep
     }
 
-    pub(super) fn read(&mut self, link: &mut Link, from: RemoteAddr, to: Sge, stage: Stage) {
+    pub(super) fn read_remote(
+        &mut self,
+        link: &mut Link,
+        from: RemoteBuffer,
+        to: Sge,
+        stage: Stage,
+    ) {
         let transfer = Transfer {
             slot: link.slot(),
             stage,
@@ -89,72 +76,68 @@ impl Server {
             }
         };
         self.transfers[index] = Some(transfer);
-        if link.read(index as u32, from, to).is_err() {
-            link.broken = true;
-            self.transfer_failed(index as u32);
-        }
+        let op = SendOp::Read(RemoteAddr {
+            addr: from.addr,
+            rkey: from.rkey,
+        });
+        // A failure breaks the connection, and its end gives the transfer up.
+        let _ = link.transfer((kind::READ, index as u32), op, to);
     }
 
     /// A READ has completed.
-    pub(super) fn transfer_done(&mut self, link: &mut Link, index: u32) {
-        let Some(transfer) = self
+    pub(super) fn transfer_done(&mut self, conn: &mut Connection, index: u32) {
+        let transfer = self
             .transfers
             .get_mut(index as usize)
-            .and_then(Option::take)
-        else {
-            return;
-        };
-        match transfer.stage {
-            Stage::Value { tag, reservation } => self.commit(link, tag, reservation),
-            Stage::Key {
-                scratch: s,
+            .and_then(Option::take);
+        match transfer.map(|transfer| transfer.stage) {
+            None => {}
+            Some(Stage::Value {
+                tag,
+                once,
+                reservation,
+            }) => self.commit(&mut conn.link, tag, once, reservation),
+            Some(Stage::Key {
+                scratch: buffer,
                 key_len,
-                buffer,
-                len,
-            } => {
-                let (buffers, keys) = (Arc::clone(link.buffers()), Arc::clone(&self.scratch));
-                let bytes = received(&buffers, buffer_offset(buffer), len);
-                let key = received(&keys, s as usize * SCRATCH_BYTES, key_len);
-                self.request_with_key(link, bytes, key);
-                self.free_scratch.push(s);
-                link.release(buffer);
+                place,
+            }) => {
+                let (requests, keys) = (Arc::clone(&conn.buffers), self.scratch.region());
+                let bytes = received(&requests, buffer_offset(place.buffer), place.len as usize);
+                let key = received(&keys, scratch::offset(buffer), key_len);
+                // It was parsed before.
+                let fate = match Request::parse(bytes) {
+                    Ok((tag, request)) => {
+                        let request = request.with_key(Key::Inline(key));
+                        self.execute(&mut conn.link, tag, &request, place)
+                    }
+                    Err(_) => Fate::Done,
+                };
+                self.scratch.give_back(&mut conn.link, buffer);
+                self.settle(&mut conn.link, place, fate);
             }
         }
-    }
-
-    /// A READ has failed: its connection is in error.
-    pub(super) fn transfer_failed(&mut self, index: u32) {
-        let Some(transfer) = self
-            .transfers
-            .get_mut(index as usize)
-            .and_then(Option::take)
-        else {
-            return;
-        };
-        self.give_up(transfer.stage);
     }
 
     /// Gives up what a connection's READs were for, at its end.
-    pub(super) fn drop_transfers(&mut self, slot: usize) {
+    pub(super) fn drop_transfers(&mut self, link: &mut Link) {
         for i in 0..self.transfers.len() {
-            if self.transfers[i].as_ref().is_some_and(|t| t.slot == slot)
+            if self.transfers[i]
+                .as_ref()
+                .is_some_and(|t| t.slot == link.slot())
                 && let Some(t) = self.transfers[i].take()
             {
-                self.give_up(t.stage);
-            }
-        }
-    }
-
-    fn give_up(&mut self, stage: Stage) {
-        self.counters.errors += 1;
-        match stage {
-            Stage::Value { reservation, .. } => {
-                let aborted = self.store.abort(reservation);
-                debug_assert!(aborted.is_ok(), "a reservation that this server made");
-            }
-            Stage::Key { scratch, .. } => {
-                debug_assert_ne!(scratch, NONE);
-                self.free_scratch.push(scratch);
+                self.counters.errors += 1;
+                match t.stage {
+                    Stage::Value { reservation, .. } => {
+                        let aborted = self.store.abort(reservation);
+                        debug_assert!(aborted.is_ok(), "a reservation that this server made");
+                    }
+                    Stage::Key { scratch, place, .. } => {
+                        self.scratch.give_back(link, scratch);
+                        self.groups[link.group].release(place.buffer);
+                    }
+                }
             }
         }
     }

@@ -10,9 +10,10 @@ use hyv_host::sys::window::SharedWindow;
 use hyv_lab::median;
 use hyv_rnic::cell::Inline;
 use hyv_verbs::probe::{self, Lines};
-use kvstore::client::{Client, ClientError, Simple};
+use kvstore::client::{Client, ClientError, Operation, Ticket};
 use kvstore::limits::EAGER_VALUE_BYTES;
 use kvstore::proto::{Reply, Status};
+use kvstore::store::DEFAULT_TABLE;
 
 use super::limits::{FLOOR_ROUNDS, SILENCE};
 use super::target::{Outcome, Request, Target};
@@ -84,6 +85,8 @@ impl<'a> Rpc<'a> {
         let lane = |mut client: Client| -> Result<Lane> {
             // Registering needs the engine, which whoever drives it cannot wait for later.
             client.prepare_large()?;
+            // Nor for what a new connection takes.
+            client.set_reconnect(None);
             Ok(Lane {
                 waiting: vec![Waiting::Nobody; client.window()],
                 client,
@@ -114,9 +117,7 @@ impl<'a> Rpc<'a> {
         let lines = Lines::one(&window);
         lines.reset();
         let rounds = 2 * FLOOR_ROUNDS;
-        self.lanes[0]
-            .client
-            .start_simple(Simple::Probe { rounds })?;
+        self.lanes[0].client.submit(&Operation::Probe { rounds })?;
         let start = Instant::now();
         let mut ready = false;
         while !ready {
@@ -164,7 +165,7 @@ impl<'a> Rpc<'a> {
 impl Lane {
     /// Remembers who waits for `tag`; false if there was no room for the request.
     #[inline]
-    fn begun(&mut self, tag: Result<u16, ClientError>, who: Waiting) -> Result<bool> {
+    fn begun(&mut self, tag: Result<Ticket, ClientError>, who: Waiting) -> Result<bool> {
         match tag {
             Ok(tag) => {
                 self.waiting[usize::from(tag)] = who;
@@ -188,7 +189,13 @@ impl Lane {
     /// Asks for what scans still need, as far as there is room.
     fn go_on(&mut self, large: bool) -> Result<()> {
         while let Some(&(ticket, cursor)) = self.pages.front() {
-            let tag = self.client.start_list(cursor);
+            let page = Operation::Enumerate {
+                table: DEFAULT_TABLE,
+                cursor,
+                limit: 0,
+                values: false,
+            };
+            let tag = self.client.submit(&page);
             if !self.begun(tag, Waiting::Page(ticket))? {
                 return Ok(());
             }
@@ -218,7 +225,7 @@ impl Lane {
             queue,
             pages,
         } = self;
-        let take = |tag: u16, reply: Result<Reply<'_>, ClientError>| {
+        let take = |tag: Ticket, reply: Result<Reply<'_>, ClientError>| {
             let who = std::mem::replace(&mut waiting[usize::from(tag)], Waiting::Nobody);
             let ticket = match (who, &reply) {
                 (Waiting::Ticket(ticket), _) => {
@@ -295,7 +302,7 @@ impl Target for Rpc<'_> {
                 lane.begun(tag, who)
             }
             Request::Remove(key) => {
-                let tag = lane.client.start_del(key);
+                let tag = lane.client.submit(&Operation::remove(DEFAULT_TABLE, key));
                 lane.begun(tag, who)
             }
             Request::Scan { position, length } => {

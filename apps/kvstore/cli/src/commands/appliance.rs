@@ -187,6 +187,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         values::bytes(args.memory)
     );
     client.prepare_large()?;
+    // This thread may drive the engine: it must not wait for what a new connection takes.
+    client.set_reconnect(None);
     let outcome = if batch || args.load.is_some() {
         work(
             args,

@@ -93,7 +93,11 @@ impl Server {
                 port,
                 Duration::from_secs(10),
             ) {
-                Ok(client) => return Ok(client),
+                Ok(mut client) => {
+                    // The measuring thread drives the engine: it must not wait for what a new connection takes.
+                    client.set_reconnect(None);
+                    return Ok(client);
+                }
                 Err(e) if start.elapsed() > Duration::from_secs(10) => {
                     return Err(e).context("the native server does not serve");
                 }

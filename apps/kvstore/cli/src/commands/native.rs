@@ -14,8 +14,9 @@ use kvstore::status::Status;
 
 use hyv_lab::values;
 
-/// RAM of the process beside the store: rings, buffers, completion queues.
-const BESIDE_STORE: u64 = 48 << 20;
+/// RAM of the process beside the store: rings, buffers, completion queues of all clients, and what regions lose by alignment.
+const BESIDE_STORE: u64 =
+    (limits::memory_for(limits::MAX_CONNECTIONS) as u64).next_multiple_of(2 << 20) + (8 << 20);
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -70,6 +71,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         store_bytes: args.memory as usize,
         seed: hyv_host::sys::clock::tsc() ^ hyv_host::sys::clock::realtime_ns(),
         max_connections: limits::MAX_CONNECTIONS,
+        unix_ns: hyv_host::sys::clock::realtime_ns(),
+        one_sided: true,
     };
     let mut server = Server::new(&context, config)?;
     let mut surroundings = Process1 { process, stop };

@@ -1,0 +1,193 @@
+//! A host, servers and clients in one process: the software RNIC, its control thread, and a server on a thread of its own.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyv_host::backend::soft::SoftRnic;
+use hyv_host::backend::{Backend, BackendConfig, Quotas};
+use hyv_host::sys::clock::{monotonic_ns, realtime_ns};
+use hyv_rnic::thread::{EngineThread, Kicks};
+use hyv_rnic::{Engine, EngineCell, EngineConfig};
+use hyv_verbs::{Context, Gid, Process};
+use kvstore::client::{Client, ClientConfig};
+use kvstore::proto::StatsReply;
+use kvstore::server::serve::{ServeOptions, Surroundings};
+use kvstore::server::{Server, ServerConfig};
+
+pub const PORT: u16 = 7070;
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const GID: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 9, 8, 7];
+const CLIENT_RAM: u64 = 16 << 20;
+
+/// A device and its control thread.
+pub struct Host {
+    _backend: Backend,
+    _engine: EngineThread,
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let config = EngineConfig {
+            clock: Box::new(monotonic_ns),
+            gid: GID,
+            node_guid: 1,
+            carrier: None,
+            mad_bell: Box::new(|| {}),
+        };
+        let cell = EngineCell::new(Engine::new(config));
+        let kicks = Kicks::new().unwrap();
+        let spin = Duration::from_micros(50);
+        let engine = EngineThread::spawn(cell.clone(), kicks.clone(), spin, || {}).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let config = BackendConfig {
+            runtime_dir: Some(dir.path().into()),
+            quotas: Quotas {
+                sessions: 256,
+                ..Quotas::default()
+            },
+            ..BackendConfig::default()
+        };
+        let backend = Backend::spawn(config, Arc::new(SoftRnic::new(cell, kicks))).unwrap();
+        Self {
+            _backend: backend,
+            _engine: engine,
+            dir,
+        }
+    }
+
+    /// A user of the device: what a process is to it.
+    pub fn user(&self, name: &str, ram: u64) -> Context {
+        Context::open(Process::connect(self.dir.path(), ram, name).unwrap()).unwrap()
+    }
+
+    /// A client of the server on [`PORT`].
+    pub fn client(&self) -> Client {
+        self.client_with(ClientConfig {
+            timeout: PATIENCE,
+            ..ClientConfig::default()
+        })
+    }
+
+    pub fn client_with(&self, config: ClientConfig) -> Client {
+        let context = self.user("client", CLIENT_RAM);
+        Client::connect_with(&context, Gid::LOCAL, PORT, config).unwrap()
+    }
+
+    /// A server of its own process, serving.
+    pub fn serve(&self, config: ServerConfig) -> Running {
+        let beside = kvstore::server::limits::memory_for(config.max_connections) + (8 << 20);
+        let ram = (config.store_bytes + beside).next_multiple_of(2 << 20) as u64;
+        let context = self.user("server", ram);
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::new(Seen::default());
+        let server = Server::new(&context, config).unwrap();
+        let mut surroundings = Outside {
+            stop: Arc::clone(&stop),
+            seen: Arc::clone(&seen),
+        };
+        let thread = std::thread::Builder::new()
+            .name("server".into())
+            .spawn(move || {
+                let mut server = server;
+                let options = ServeOptions { spin_ns: 50_000 };
+                server.serve(options, &mut surroundings).unwrap();
+                server.store().audit().unwrap();
+                let stats = server.stats();
+                server.close().unwrap();
+                stats
+            })
+            .unwrap();
+        Running {
+            stop,
+            seen,
+            thread: Some(thread),
+        }
+    }
+
+    pub fn serve_usual(&self) -> Running {
+        self.serve(config())
+    }
+}
+
+/// A small server.
+pub fn config() -> ServerConfig {
+    ServerConfig {
+        port: PORT,
+        store_bytes: 32 << 20,
+        seed: 1,
+        max_connections: 64,
+        unix_ns: realtime_ns(),
+        one_sided: true,
+    }
+}
+
+/// What a server showed last.
+#[derive(Default)]
+pub struct Seen {
+    pub connected: AtomicU64,
+    pub expelled: AtomicU64,
+    pub objects: AtomicU64,
+}
+
+struct Outside {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Seen>,
+}
+
+impl Surroundings for Outside {
+    fn should_stop(&mut self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn publish(&mut self, server: &Server) {
+        let seen = &self.seen;
+        seen.connected
+            .store(server.connected() as u64, Ordering::Relaxed);
+        seen.expelled
+            .store(server.counters().expelled, Ordering::Relaxed);
+        seen.objects.store(server.store().len(), Ordering::Relaxed);
+    }
+}
+
+/// A server that serves.
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    pub seen: Arc<Seen>,
+    thread: Option<JoinHandle<StatsReply>>,
+}
+
+impl Running {
+    /// Ends it; its store was audited. Gives its last statistics.
+    pub fn stop(mut self) -> StatsReply {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !so() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
