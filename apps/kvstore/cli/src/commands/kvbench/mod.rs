@@ -38,9 +38,10 @@ const CONNECTION_RAM: u64 = 8 << 20;
 /// Bytes of a record beside its value: key, header, padding, its part of the hash table.
 const RECORD_OVERHEAD: u64 = KEY_BYTES as u64 + 76;
 /// Guest memory that is not the store's, and what a store keeps back for its cleaner, at least.
-const GUEST_BESIDE: u64 = 96 << 20;
-/// A guest of the measurement's own has no less memory than one that is started to serve.
-const GUEST_LEAST: u64 = 256 << 20;
+const GUEST_BESIDE: u64 = 64 << 20;
+/// Least RAM in which the guest serves. No more for few records: a scan goes through the hash table, and one that is mostly empty
+/// is slow to go through.
+const GUEST_LEAST: u64 = 64 << 20;
 
 /// Where the store that is measured runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -628,7 +629,7 @@ mod tests {
     #[test]
     fn memory_follows_the_records() {
         let what = What::of(&args(&["--workload", "get-put"]).expect("legal")).expect("legal");
-        assert_eq!(memory_for(&what, 1), GUEST_LEAST);
+        assert!((GUEST_LEAST..=GUEST_LEAST + (2 << 20)).contains(&memory_for(&what, 1)));
         let million = memory_for(&what, 1_000_000);
         assert!(million > 300 << 20 && million.is_multiple_of(2 << 20));
         assert!(check_memory(u64::MAX / 2, 4).is_err());
