@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::slice::Tally;
 use super::workload::{Kind, Workload};
-use crate::report::{Accel, Floor, Mode};
+use crate::report::{Accel, Mode};
 
 /// Everything. Times are in ns, rates in operations a second.
 #[derive(Clone, Debug, Serialize)]
@@ -19,7 +19,7 @@ pub struct Report {
     /// What was asked for.
     pub settings: Settings,
     /// The machine's own limits in this run; null where no server's window is in reach.
-    pub floor: Option<Floor>,
+    pub floor: Option<Floors>,
     /// One for each workload and place.
     pub results: Vec<WorkloadLine>,
     /// One for each workload, with `--where guest,native`.
@@ -31,6 +31,19 @@ pub struct Report {
     /// With `--vs redis`: Redis ÷ this store, so that more than 1 says how many times faster this store is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speedup: Option<Speedup>,
+}
+
+/// What nothing on this machine can be faster than, medians over the run, ns.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Floors {
+    /// One cache line to the server's core and back.
+    pub cache_line_rtt_ns: f64,
+    /// A line of either side's, there and back; null with several requests under way.
+    pub two_lines_rtt_ns: Option<f64>,
+    /// A read's request and reply as bare SENDs of their sizes, between this process and another where the server runs.
+    pub send_rtt_ns: Option<f64>,
+    /// Bytes of these two messages.
+    pub send_bytes: [u32; 2],
 }
 
 /// What was asked for.
@@ -306,8 +319,11 @@ mod tests {
                 read_share: 0.95,
                 seed: 7,
             },
-            floor: Some(Floor {
+            floor: Some(Floors {
                 cache_line_rtt_ns: 100.0,
+                two_lines_rtt_ns: Some(120.0),
+                send_rtt_ns: None,
+                send_bytes: [28, 132],
             }),
             results: vec![line],
             ratios: vec![RatioLine {
@@ -326,7 +342,8 @@ mod tests {
             "accel": "kvm", "mode": "inline",
             "settings": { "records": 10, "value_size": 100, "key_size": 20, "in_flight": 1, "clients": 1,
                           "read_share": 0.95, "seed": 7 },
-            "floor": { "cache_line_rtt_ns": 100.0 },
+            "floor": { "cache_line_rtt_ns": 100.0, "two_lines_rtt_ns": 120.0, "send_rtt_ns": null,
+                       "send_bytes": [28, 132] },
             "results": [{
                 "workload": "a", "where": "guest", "ops": 1100, "ops_per_s": 550.0, "p50_ns": 550, "floors": 5.5,
                 "operations": [

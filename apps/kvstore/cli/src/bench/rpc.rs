@@ -12,10 +12,11 @@ use hyv_rnic::cell::Inline;
 use hyv_verbs::probe::{self, Lines};
 use kvstore::client::{Client, ClientError, Operation, Ticket};
 use kvstore::limits::EAGER_VALUE_BYTES;
-use kvstore::proto::{Reply, Status};
+use kvstore::proto::{REQUEST_HEADER_BYTES, Reply, Status};
 use kvstore::store::DEFAULT_TABLE;
+use kvstore::store::entry::ENTRY_HEADER_BYTES;
 
-use super::limits::{FLOOR_ROUNDS, SILENCE};
+use super::limits::{FLOOR_ROUNDS, KEY_BYTES, SILENCE};
 use super::target::{Outcome, Request, Target};
 
 /// Silence after which a probe has failed, ns.
@@ -341,8 +342,9 @@ impl Target for Rpc<'_> {
             if turns.is_multiple_of(PATIENCE) && start.elapsed() > SILENCE {
                 return Err(ClientError::Timeout(SILENCE).into());
             }
-            if self.inline.is_none() && turns.is_multiple_of(64) {
-                // Whoever drives the engine may need this core.
+            // Whoever drives the engine may need this core; and if nothing has come for a millisecond or so, anybody may.
+            let patience = if self.inline.is_none() { 64 } else { PATIENCE };
+            if turns.is_multiple_of(patience) {
                 std::thread::yield_now();
             }
         }
@@ -351,6 +353,15 @@ impl Target for Rpc<'_> {
     fn prepare(&mut self, tickets: u32) {
         self.scans.resize(tickets as usize, Scan::default());
     }
+}
+
+/// Bytes of the messages of a read: the request for one of this measurement's keys, and the reply with a value of `value_size`.
+#[must_use]
+pub fn message_bytes(value_size: usize) -> [u32; 2] {
+    // A reply is the log's entry without its key, the header and the value.
+    let request = REQUEST_HEADER_BYTES + KEY_BYTES;
+    let reply = ENTRY_HEADER_BYTES + value_size;
+    [request as u32, reply as u32]
 }
 
 /// Connects `count` times.

@@ -40,6 +40,9 @@ enum Command {
     Stats(client::StatsArgs),
     /// Measure YCSB's workloads, or reads and writes, on a store; beside a native one, beside Redis
     Bench(kvbench::Args),
+    /// The other side of bare verbs
+    #[command(hide = true)]
+    BenchAgent(kvbench::AgentArgs),
     /// Serve a store from a Linux process on a running instance's device
     NativeServer(native::Args),
 }
@@ -61,6 +64,7 @@ pub fn run() -> ExitCode {
         Command::Dump(args) => client::dump(&args),
         Command::Stats(args) => client::stats(&args),
         Command::Bench(args) => kvbench::run(&args),
+        Command::BenchAgent(args) => kvbench::agent(&args),
         Command::NativeServer(args) => native::run(&args),
     };
     match result {

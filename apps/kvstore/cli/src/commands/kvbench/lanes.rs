@@ -157,6 +157,13 @@ impl<'a> Lane<'a> {
     }
 }
 
+impl Drop for Lane<'_> {
+    /// However this ends: a guest that is stopped cannot be asked to end.
+    fn drop(&mut self) {
+        let _ = self.resume();
+    }
+}
+
 /// How long.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Until {
@@ -219,7 +226,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Runs a workload on all lanes in turn, in another order each round.
+    /// Runs a workload on all lanes in turn, in another order each round, and `beside` once a round.
     pub fn alternate<'a>(
         &self,
         workload: Workload,
@@ -227,6 +234,7 @@ impl Plan<'_> {
         until: Until,
         inline: Option<Driver<'_, 'a>>,
         check: &Check<'_>,
+        beside: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         for lane in lanes.iter_mut() {
             lane.clear();
@@ -305,6 +313,7 @@ impl Plan<'_> {
                 super::interrupted(self.stop)?;
                 check()?;
             }
+            beside()?;
             prepared = (most + most / 3 + 2 * WARM_UP).clamp(MIN_PREPARED, MAX_PREPARED);
             rounds += 1;
             progress.show(|| {

@@ -1,5 +1,6 @@
 //! `kv bench`: workloads on a store: one that runs, or a guest of its own, a native server beside it, and Redis.
 
+mod bare;
 mod lanes;
 mod redis;
 
@@ -17,10 +18,13 @@ use hyv_host::wire::WireConfig;
 use hyv_lab::{median, values};
 use hyv_verbs::{Context, Process};
 use kvstore::client::Client;
-use kvstore::limits::MAX_VALUE_BYTES;
+use kvstore::limits::{EAGER_VALUE_BYTES, MAX_VALUE_BYTES};
 use kvstore::status::Status;
 use rustix::process::Pid;
 
+pub(super) use self::bare::{AgentArgs, agent};
+
+use self::bare::Bare;
 use self::lanes::{Check, Driver, Lane, Plan, Store, Until};
 use self::redis::RedisSide;
 use super::appliance::{self, Appliance, Boot, Booted, ModeChoice};
@@ -30,7 +34,7 @@ use crate::bench::limits::{DEFAULT_FILL, DEFAULT_RECORDS, KEY_BYTES, MAX_CLIENTS
 use crate::bench::report::{self, Report, Settings, WorkloadLine};
 use crate::bench::rpc::{self, Rpc};
 use crate::bench::workload::{Choice, Workload, chosen};
-use crate::report::{Accel, Floor, check_target, save};
+use crate::report::{Accel, check_target, save};
 use crate::session;
 
 /// RAM of one connection: rings and buffers take some 300 KiB, staging for large values 6 MiB with its alignment.
@@ -203,9 +207,11 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let rpc = Rpc::new(clients, None, what.value_size)?;
     let plan = plan(args, what, records, stop);
     let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
-    let outcome = plan
-        .load(&mut lanes[0], &|| Ok(()))
-        .and_then(|()| measure(args, what, &plan, &mut lanes, None, &|| Ok(())));
+    let outcome = plan.load(&mut lanes[0], &|| Ok(())).and_then(|()| {
+        measure(args, what, &plan, &mut lanes, None, &|| Ok(()), &mut || {
+            Ok(())
+        })
+    });
     // Also after Ctrl-C: what was put there for the measurement goes again.
     let removed = plan.unload(&mut lanes[0]);
     let (results, _) = outcome?;
@@ -218,7 +224,7 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
 struct Extras {
     accel: Option<Accel>,
     mode: Option<crate::report::Mode>,
-    floor: Option<Floor>,
+    floor: Option<report::Floors>,
     ratios: Vec<report::RatioLine>,
     redis: Option<report::RedisLine>,
     speedup: Option<report::Speedup>,
@@ -253,7 +259,7 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
         wire: WireConfig::default(),
         log: &args.log,
         measured: true,
-        client_ram: ram(args.clients) * lanes,
+        client_ram: ram(args.clients) * lanes + bare::PARTNER_RAM,
         stop,
     })?;
     let (appliance, client) = match started {
@@ -332,10 +338,16 @@ fn beside(
     }
     let plan = plan(args, what, records, &appliance.stop);
     let check = || super::bench::check(appliance);
+    // One at a time: servers that poll would share a core.
+    for lane in &lanes {
+        lane.pause()?;
+    }
     for lane in &mut lanes {
+        lane.resume()?;
         lane.drive(appliance.inline());
         let loaded = plan.load(lane, &check);
         lane.drive(None);
+        lane.pause()?;
         loaded?;
     }
     // Where data lies now large pages can be made; a comparison of unlike pages would be one of pages.
@@ -363,30 +375,55 @@ fn beside(
     } else {
         Some(lanes.remove(0))
     };
-    for lane in lanes.iter().chain(&idle) {
-        lane.pause()?;
-    }
+    // Bare messages are for one at a time, of what fits a message.
+    let mut bare = if plan.in_flight == 1 && what.value_size <= EAGER_VALUE_BYTES {
+        let port = args.place.port().wrapping_add(3).max(1);
+        let sizes = rpc::message_bytes(what.value_size);
+        Some(Bare::start(appliance, port, sizes)?)
+    } else {
+        None
+    };
     let inline = || appliance.inline();
-    let outcome = measure(args, what, &plan, &mut lanes, Some(&inline), &check).and_then(
-        |(results, ratios)| {
-            let found = match &rival {
-                None => None,
-                Some(rival) => Some(rival.throughput(
-                    &plan,
-                    what.workloads[0],
-                    &mut lanes[0],
-                    &inline,
-                    &appliance.stop,
-                )?),
-            };
-            Ok((results, ratios, found))
-        },
-    );
+    let mut given_up = false;
+    let mut beside = || {
+        let Some(bare) = bare.as_mut().filter(|_| !given_up) else {
+            return Ok(());
+        };
+        // A machine with other work may keep the other side from running; what has been found of it still counts.
+        if let Err(e) = bare.round(appliance.inline()) {
+            given_up = true;
+            eprintln!("bare SENDs are not measured any more: {e:#}");
+        }
+        super::bench::check(appliance)
+    };
+    let outcome = measure(
+        args,
+        what,
+        &plan,
+        &mut lanes,
+        Some(&inline),
+        &check,
+        &mut beside,
+    )
+    .and_then(|(results, ratios)| {
+        let found = match &rival {
+            None => None,
+            Some(rival) => Some(rival.throughput(
+                &plan,
+                what.workloads[0],
+                &mut lanes[0],
+                &inline,
+                &appliance.stop,
+            )?),
+        };
+        Ok((results, ratios, found))
+    });
     for lane in lanes.iter().chain(&idle) {
         lane.resume()?;
     }
     cpu::pin_current(&all).context("cannot run on all CPUs again")?;
     let (results, ratios, found) = outcome?;
+    let (send_rtt_ns, two_lines_rtt_ns) = bare.as_mut().map_or((None, None), Bare::found);
     let mut floors: Vec<f64> = lanes.iter().flat_map(Lane::floors).collect();
     let mut extras = Extras {
         accel: guest_too.then(|| match appliance.guest.qemu().accel() {
@@ -394,8 +431,11 @@ fn beside(
             AccelKind::Tcg => Accel::Tcg,
         }),
         mode: Some(appliance.mode),
-        floor: (!floors.is_empty()).then(|| Floor {
+        floor: (!floors.is_empty()).then(|| report::Floors {
             cache_line_rtt_ns: median(&mut floors),
+            two_lines_rtt_ns,
+            send_rtt_ns,
+            send_bytes: rpc::message_bytes(what.value_size),
         }),
         ratios,
         ..Extras::default()
@@ -420,6 +460,7 @@ fn measure<'a>(
     lanes: &mut [Lane<'a>],
     inline: Option<Driver<'_, 'a>>,
     check: &Check<'_>,
+    beside: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Found> {
     let (mut results, mut ratios) = (Vec::new(), Vec::new());
     let until = match args.operations {
@@ -435,7 +476,7 @@ fn measure<'a>(
     };
     out(&format!("{}\n", report::head()));
     for &workload in &what.workloads {
-        plan.alternate(workload, lanes, until, inline, check)?;
+        plan.alternate(workload, lanes, until, inline, check, beside)?;
         for lane in lanes.iter().filter(|l| l.place != lanes::TWIN) {
             let line = lane.line(workload);
             out(&report::rows(&line));
@@ -471,6 +512,13 @@ fn finish(
             "floor: {:.0} ns for one cache line to the server's core and back",
             floor.cache_line_rtt_ns
         );
+        if let Some((two, sends)) = floor.two_lines_rtt_ns.zip(floor.send_rtt_ns) {
+            let [request, reply] = floor.send_bytes;
+            eprintln!(
+                "       {two:.0} ns for a line each way; {sends:.0} ns for bare SENDs of {request} and {reply} bytes, as a \
+                 read's request and reply"
+            );
+        }
     }
     if let Some(redis) = &extras.redis {
         eprint!("{}", redis::shown(redis, extras.speedup));
