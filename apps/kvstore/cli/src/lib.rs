@@ -5,6 +5,7 @@
 //! | [`commands`] | the subcommands |
 //! | [`pump`] | many requests in flight: load, read back |
 //! | [`measure`] | slices of one operation after the other, with their floor |
+//! | [`soak`] | clients that fight and are killed, and a check of what they were told |
 //! | [`session`] | finding a running instance and connecting to it |
 //! | [`format`] | TSV and JSON lines |
 //! | [`report`] | the JSON report |
@@ -17,3 +18,4 @@ pub mod measure;
 pub mod pump;
 pub mod report;
 pub mod session;
+pub mod soak;
