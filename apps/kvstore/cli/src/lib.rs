@@ -6,6 +6,7 @@
 //! | [`commands`] | the subcommands |
 //! | [`pump`] | many requests in flight: load, read back |
 //! | [`measure`] | slices of one operation after the other, with their floor |
+//! | [`soak`] | clients that fight and are killed, and a check of what they were told |
 //! | [`session`] | finding a running instance and connecting to it |
 //! | [`format`] | TSV and JSON lines |
 //! | [`redis`] | the machine's Redis, to compare with |
@@ -21,3 +22,4 @@ pub mod pump;
 pub mod redis;
 pub mod report;
 pub mod session;
+pub mod soak;

@@ -2,9 +2,11 @@
 
 mod appliance;
 mod bench;
+mod check_history;
 mod client;
 mod kvbench;
 mod native;
+mod soak;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -45,6 +47,13 @@ enum Command {
     BenchAgent(kvbench::AgentArgs),
     /// Serve a store from a Linux process on a running instance's device
     NativeServer(native::Args),
+    /// Tell whether what clients recorded is linearizable
+    CheckHistory(check_history::Args),
+    /// Run a store under clients that fight and are killed, and check all that they were told
+    Soak(soak::Args),
+    /// One client of a soak
+    #[command(hide = true)]
+    SoakClient(soak::ClientArgs),
 }
 
 /// Runs the command line; gives the exit code.
@@ -66,6 +75,9 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => kvbench::run(&args),
         Command::BenchAgent(args) => kvbench::agent(&args),
         Command::NativeServer(args) => native::run(&args),
+        Command::CheckHistory(args) => check_history::run(&args),
+        Command::Soak(args) => soak::run(args),
+        Command::SoakClient(args) => soak::client(args),
     };
     match result {
         Ok(code) => code,
