@@ -201,6 +201,8 @@ pub struct Raw {
     pub welcome: kvstore::proto::Welcome,
     connection: hyv_verbs::cm::Connection,
     receives: u32,
+    /// Which of its two send buffers is next.
+    turn: u32,
 }
 
 /// Bytes of one of its buffers.
@@ -217,7 +219,7 @@ impl Raw {
         let pd = context.alloc_pd()?;
         let cq = context.create_cq(256)?;
         let access = Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE;
-        let mr = pd.alloc_mr((receives as usize + 1) * RAW_BUFFER, access)?;
+        let mr = pd.alloc_mr((receives as usize + 2) * RAW_BUFFER, access)?;
         let options = hyv_verbs::cm::ConnectOptions {
             caps: QpCaps {
                 max_recv_wr: receives.max(1),
@@ -245,6 +247,7 @@ impl Raw {
             welcome,
             connection,
             receives,
+            turn: 0,
         })
     }
 
@@ -256,10 +259,11 @@ impl Raw {
         Self::connect(context, &hello.to_bytes(), 4).unwrap()
     }
 
-    /// Sends bytes as a request.
+    /// Sends bytes as a request, the second last of which must have arrived.
     pub fn send(&mut self, bytes: &[u8]) {
         use hyv_verbs::{Payload, SendOp, SendWr};
-        let at = self.receives as usize * RAW_BUFFER;
+        self.turn ^= 1;
+        let at = (self.receives + self.turn) as usize * RAW_BUFFER;
         self.mr.write(at, bytes).unwrap();
         let sges = [self.mr.sge(at as u64, bytes.len() as u32)];
         // What cannot be posted goes to a connection that has ended already.
