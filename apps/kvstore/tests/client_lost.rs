@@ -17,10 +17,9 @@ struct Numbers(u64);
 impl Numbers {
     fn new() -> Self {
         let given = std::env::var("HYV_STORE_SEED").ok();
-        let seed = given.map_or_else(
-            || hyv_host::sys::clock::realtime_ns(),
-            |text| text.parse().expect("HYV_STORE_SEED is a number"),
-        );
+        let seed = given.map_or_else(hyv_host::sys::clock::realtime_ns, |text| {
+            text.parse().expect("HYV_STORE_SEED is a number")
+        });
         println!("HYV_STORE_SEED={seed} repeats this");
         Self(seed)
     }

@@ -91,7 +91,7 @@ fn memory_that_is_not_the_clients_is_not_touched() {
     let host = Host::new();
     let _server = host.serve_usual();
     let mut good = host.client();
-    good.put(b"large", &[7; 100_000]).unwrap();
+    good.put(b"large", &vec![7; 100_000]).unwrap();
     let context = host.user("raw", 64 << 20);
     let nowhere = RemoteBuffer {
         addr: 0x1000,
@@ -435,7 +435,7 @@ fn many_threads_of_clients_share_a_server() {
                     client
                         .increment(0, b"shared", kvstore::store::Increment::I64(1))
                         .unwrap();
-                    let key = (t << 32 | i % 50).to_le_bytes();
+                    let key = ((t << 32) | (i % 50)).to_le_bytes();
                     client.put(&key, &i.to_le_bytes()).unwrap();
                     let object = client.read_one_sided(0, &key).unwrap().unwrap();
                     assert_eq!(object.value, i.to_le_bytes(), "one's own write is seen");
