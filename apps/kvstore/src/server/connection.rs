@@ -193,6 +193,8 @@ pub struct Link {
     pub outstanding: usize,
     /// Requests that arrived when the send queue was full, or no scratch buffer was free: buffer and length.
     pub deferred: VecDeque<(u32, u32)>,
+    /// Since when the first of those waits for room in the log, ns.
+    pub busy_since: Option<u64>,
     /// Large scratch buffers that it holds.
     pub large: u32,
     pub client: Client,
@@ -224,6 +226,7 @@ impl Link {
             unsignaled: 0,
             outstanding: 0,
             deferred: VecDeque::new(),
+            busy_since: None,
             large: 0,
             client,
             heard: now,

@@ -12,7 +12,7 @@ use core::ops::Range;
 use hyv_verbs::{MemoryRegion, RemoteAddr, SendOp};
 
 use super::connection::{Connection, Link, NONE, kind};
-use super::limits::{ELEMENT_PATIENCE_NS, SLICE_BYTES, SLICE_ELEMENTS};
+use super::limits::{BUSY_PATIENCE_NS, SLICE_BYTES, SLICE_ELEMENTS};
 use super::region::{received, scratch as scratch_slice};
 use super::requests::{Fate, Place, failure_of};
 use super::{Server, buffer_offset, scratch};
@@ -339,7 +339,8 @@ impl Server {
                 Done::Full => return Step::Flush,
                 Done::Busy => {
                     let since = *job.busy_since.get_or_insert(self.clock.now);
-                    if self.clock.now.saturating_sub(since) < ELEMENT_PATIENCE_NS {
+                    if self.clock.now.saturating_sub(since) < BUSY_PATIENCE_NS {
+                        self.clean();
                         return Step::Yield;
                     }
                     let busy = ElementResult::Failed {

@@ -134,8 +134,9 @@ pub const PAGE_BYTES: usize = 32 << 10;
 pub const SLICE_ELEMENTS: usize = 32;
 /// Bytes of elements and results after which the same happens.
 pub const SLICE_BYTES: usize = 32 << 10;
-/// How long an element waits for room that is being made before it fails as busy, ns.
-pub const ELEMENT_PATIENCE_NS: u64 = 100_000_000;
+/// How long a write waits for room that is being made before its client is told to ask again, ns: the cleaner makes a segment's worth in
+/// less, and only its own connection waits behind it.
+pub const BUSY_PATIENCE_NS: u64 = 100_000_000;
 /// A probe that hears nothing for so long is over, ns.
 pub const PROBE_SILENCE_NS: u64 = 50_000_000;
 /// Maintenance rounds without progress of a client's sends before it is given up: 2 s of not taking its replies.

@@ -187,6 +187,7 @@ impl Server {
                 seed: derive(b"key hash"),
                 quarantine_ns: if config.one_sided { QUARANTINE_NS } else { 0 },
                 incarnation: epoch,
+                clean_for_write: Some(limits::CLEAN_SLICE),
                 ..Config::default()
             },
         )?;
@@ -399,7 +400,10 @@ impl Server {
     #[inline]
     fn settle(&mut self, link: &mut Link, place: Place, fate: Fate) {
         match fate {
-            Fate::Done => self.groups[link.group].release(place.buffer),
+            Fate::Done => {
+                link.busy_since = None;
+                self.groups[link.group].release(place.buffer);
+            }
             Fate::Keep => {}
             Fate::Defer => {
                 link.deferred.push_front((place.buffer, place.len));
@@ -411,6 +415,8 @@ impl Server {
     #[cold]
     fn retry_deferred(&mut self) {
         self.any_deferred = false;
+        // They may wait for room.
+        self.clean();
         for slot in 0..self.conns.len() {
             let waiting = self.conns[slot].take_if(|conn| !conn.link.deferred.is_empty());
             let Some(mut conn) = waiting else {

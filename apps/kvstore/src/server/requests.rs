@@ -31,7 +31,7 @@ pub(super) enum Fate {
     Done,
     /// Somebody keeps it, and gives it back.
     Keep,
-    /// The request has to wait for a scratch buffer.
+    /// The request has to wait: for a scratch buffer, or for room in the log.
     Defer,
 }
 
@@ -103,24 +103,24 @@ impl Server {
                     rules,
                     once,
                 };
-                match remote {
+                return match remote {
                     None => self.write(link, tag, &write),
                     Some(from) => self.write_remote(link, tag, &write, from),
-                }
+                };
             }
             Request::Remove {
                 table,
                 key: Key::Inline(key),
                 ref rules,
                 once,
-            } => self.remove(link, tag, (table, key), rules, once),
+            } => return self.remove(link, tag, (table, key), rules, once),
             Request::Increment {
                 table,
                 key: Key::Inline(key),
                 by,
                 ref rules,
                 once,
-            } => self.increment(link, tag, (table, key), by, rules, once),
+            } => return self.increment(link, tag, (table, key), by, rules, once),
             // Sent to `fetch_key` before.
             Request::Read { .. }
             | Request::Write { .. }
@@ -254,21 +254,49 @@ impl Server {
     }
 
     #[inline]
-    fn write(&mut self, link: &mut Link, tag: u16, write: &Write<'_>) {
+    fn write(&mut self, link: &mut Link, tag: u16, write: &Write<'_>) -> Fate {
         match self.store.write(write, self.clock.now) {
             Ok(version) => {
                 self.counters.puts += 1;
                 self.reply(link, tag, &Reply::Version(version));
+                Fate::Done
             }
-            Err(e) => self.store_error(link, tag, write.once, e),
+            Err(e) => self.refused(link, tag, write.once, e),
         }
     }
 
-    fn write_remote(&mut self, link: &mut Link, tag: u16, write: &Write<'_>, from: RemoteBuffer) {
+    /// What becomes of a request that the store refused: while room is being made it waits, for a while.
+    #[cold]
+    fn refused(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        once: Option<RequestId>,
+        e: StoreError,
+    ) -> Fate {
+        if e == StoreError::Busy {
+            let since = *link.busy_since.get_or_insert(self.clock.now);
+            if self.clock.now.saturating_sub(since) < limits::BUSY_PATIENCE_NS {
+                // Segments may only be waiting for sends that nobody asked about.
+                self.want_flush = true;
+                return Fate::Defer;
+            }
+        }
+        self.store_error(link, tag, once, e);
+        Fate::Done
+    }
+
+    fn write_remote(
+        &mut self,
+        link: &mut Link,
+        tag: u16,
+        write: &Write<'_>,
+        from: RemoteBuffer,
+    ) -> Fate {
         let reserved = self.store.reserve(write, from.len as usize, self.clock.now);
         let reservation = match reserved {
             Ok(r) => r,
-            Err(e) => return self.store_error(link, tag, write.once, e),
+            Err(e) => return self.refused(link, tag, write.once, e),
         };
         let region = self.store.region().mr();
         let to = region.sge(reservation.value().start as u64, from.len);
@@ -278,6 +306,7 @@ impl Server {
             reservation,
         };
         self.read_remote(link, from, to, stage);
+        Fate::Done
     }
 
     /// The value of a large write has arrived in the log.
@@ -304,9 +333,9 @@ impl Server {
         (table, key): (u32, &[u8]),
         rules: &RejectRules,
         once: Option<Once>,
-    ) {
+    ) -> Fate {
         let Admitted::Yes(once) = self.admit(link, tag, once) else {
-            return;
+            return Fate::Done;
         };
         match self.store.remove(table, key, rules, once, self.clock.now) {
             Ok(Some(version)) => {
@@ -317,8 +346,9 @@ impl Server {
                 self.counters.misses += 1;
                 self.failed(link, tag, Status::NotFound, 0);
             }
-            Err(e) => self.store_error(link, tag, once, e),
+            Err(e) => return self.refused(link, tag, once, e),
         }
+        Fate::Done
     }
 
     fn increment(
@@ -329,9 +359,9 @@ impl Server {
         by: Increment,
         rules: &RejectRules,
         once: Option<Once>,
-    ) {
+    ) -> Fate {
         let Admitted::Yes(once) = self.admit(link, tag, once) else {
-            return;
+            return Fate::Done;
         };
         let now = self.clock.now;
         match self.store.increment(table, key, by, rules, once, now) {
@@ -343,8 +373,9 @@ impl Server {
                 };
                 self.reply(link, tag, &reply);
             }
-            Err(e) => self.store_error(link, tag, once, e),
+            Err(e) => return self.refused(link, tag, once, e),
         }
+        Fate::Done
     }
 
     fn end_lease(&mut self, link: &mut Link, tag: u16) {

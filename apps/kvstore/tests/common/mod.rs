@@ -191,3 +191,125 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
+
+/// A connection that says what it likes: no window, no manners.
+pub struct Raw {
+    // Before the memory it uses.
+    pub qp: hyv_verbs::QueuePair,
+    pub cq: hyv_verbs::CompletionQueue,
+    pub mr: hyv_verbs::MemoryRegion,
+    pub welcome: kvstore::proto::Welcome,
+    connection: hyv_verbs::cm::Connection,
+    receives: u32,
+    /// Which of its two send buffers is next.
+    turn: u32,
+}
+
+/// Bytes of one of its buffers.
+const RAW_BUFFER: usize = 8192;
+
+impl Raw {
+    /// Connects with so many receives.
+    pub fn connect(
+        context: &Context,
+        hello: &[u8],
+        receives: u32,
+    ) -> Result<Self, hyv_verbs::Error> {
+        use hyv_verbs::{Access, QpCaps};
+        let pd = context.alloc_pd()?;
+        let cq = context.create_cq(256)?;
+        let access = Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE;
+        let mr = pd.alloc_mr((receives as usize + 2) * RAW_BUFFER, access)?;
+        let options = hyv_verbs::cm::ConnectOptions {
+            caps: QpCaps {
+                max_recv_wr: receives.max(1),
+                max_inline_data: 0,
+                ..QpCaps::default()
+            },
+            param: hyv_verbs::cm::ConnParam {
+                private_data: hello,
+                ..hyv_verbs::cm::ConnParam::default()
+            },
+            timeout: PATIENCE,
+        };
+        let prepare = |qp: &mut hyv_verbs::QueuePair| {
+            (0..receives).for_each(|i| post(qp, &mr, i));
+            Ok::<_, hyv_verbs::Error>(())
+        };
+        let to = (Gid::LOCAL, PORT);
+        let mut connection =
+            hyv_verbs::cm::connect(context, to, &pd, (&cq, &cq), &options, prepare)?;
+        let welcome = kvstore::proto::Welcome::parse(&connection.private_data).unwrap();
+        Ok(Self {
+            qp: connection.id.take_qp().unwrap(),
+            cq,
+            mr,
+            welcome,
+            connection,
+            receives,
+            turn: 0,
+        })
+    }
+
+    pub fn new(context: &Context) -> Self {
+        let hello = kvstore::proto::Hello {
+            lease: true,
+            client: 0,
+        };
+        Self::connect(context, &hello.to_bytes(), 4).unwrap()
+    }
+
+    /// Sends bytes as a request, the second last of which must have arrived.
+    pub fn send(&mut self, bytes: &[u8]) {
+        use hyv_verbs::{Payload, SendOp, SendWr};
+        self.turn ^= 1;
+        let at = (self.receives + self.turn) as usize * RAW_BUFFER;
+        self.mr.write(at, bytes).unwrap();
+        let sges = [self.mr.sge(at as u64, bytes.len() as u32)];
+        // What cannot be posted goes to a connection that has ended already.
+        let _ = self
+            .qp
+            .post_send(&SendWr::new(u64::MAX, SendOp::Send, Payload::Sges(&sges)));
+    }
+
+    pub fn request(&mut self, tag: u16, request: &kvstore::proto::Request<'_>) {
+        let mut out = [0; kvstore::proto::MAX_REQUEST_BYTES];
+        let len = request.emit(tag, &mut out).unwrap();
+        self.send(&out[..len]);
+    }
+
+    /// The next reply: immediate and payload; none if the connection has ended. Send completions are passed over.
+    pub fn reply(&mut self) -> Option<(u32, Vec<u8>)> {
+        let mut wcs = [hyv_verbs::WorkCompletion::EMPTY];
+        loop {
+            let n = self.cq.wait(&mut wcs, Some(PATIENCE)).unwrap();
+            assert_eq!(n, 1, "no completion within {PATIENCE:?}");
+            let wc = wcs[0];
+            if !wc.is_ok() {
+                return None;
+            }
+            if wc.is_recv() {
+                let mut bytes = vec![0; wc.byte_len as usize];
+                let buffer = wc.wr_id as u32;
+                self.mr
+                    .read(buffer as usize * RAW_BUFFER, &mut bytes)
+                    .unwrap();
+                post(&mut self.qp, &self.mr, buffer);
+                return Some((wc.imm.unwrap(), bytes));
+            }
+        }
+    }
+
+    pub fn ended(&self) -> bool {
+        self.connection.ended().unwrap()
+    }
+}
+
+fn post(qp: &mut hyv_verbs::QueuePair, mr: &hyv_verbs::MemoryRegion, buffer: u32) {
+    let sge = mr.sge(u64::from(buffer) * RAW_BUFFER as u64, RAW_BUFFER as u32);
+    qp.post_recv(&hyv_verbs::RecvWr {
+        wr_id: u64::from(buffer),
+        sges: &[sge],
+    })
+    .unwrap();
+}
