@@ -247,7 +247,15 @@ fn beside_redis() {
     sandbox.assert_clean();
 
     // Killed: the kernel ends what it started.
-    let running = sandbox.spawn(sandbox.kv_command(["bench", "--vs", "redis", "--for", "60s"]));
+    let running = sandbox.spawn(sandbox.kv_command([
+        "bench",
+        "--vs",
+        "redis",
+        "--records",
+        "500",
+        "--for",
+        "60s",
+    ]));
     eventually("Redis runs", || servers(&sandbox) > 0);
     running.kill();
     sandbox.assert_no_process();
