@@ -361,7 +361,8 @@ fn a_thousand_clients_at_once_are_all_served_in_bounded_memory() {
     for i in 0..CLIENTS - 1 {
         crowd.push(Raw::connect(&contexts[i % 10], &hello, 2).unwrap());
     }
-    assert_eq!(good.stats().unwrap().connections, CLIENTS as u64);
+    let stats = good.stats().unwrap();
+    assert_eq!(stats.connections, CLIENTS as u64, "{stats:?}");
     for (i, raw) in crowd.iter_mut().enumerate() {
         let key = (i as u32).to_le_bytes();
         let write = Request::Write {
@@ -421,6 +422,39 @@ fn a_thousand_clients_at_once_are_all_served_in_bounded_memory() {
     }
     drop(good);
     assert_eq!(server.stop().expelled, 0);
+}
+
+#[test]
+fn clients_that_come_and_go_by_the_thousand_leave_room_for_others() {
+    let host = Host::new();
+    let server = host.serve_usual();
+    let context = host.user("crowd", 16 << 20);
+    let hello = Hello {
+        lease: true,
+        client: 0,
+    }
+    .to_bytes();
+    let mut first = host.client();
+    first.put(b"k", b"v").unwrap();
+    for _ in 0..kvstore::limits::MAX_LEASES + 100 {
+        // Those that have just left may not all be gone.
+        eventually("there is room", || {
+            match Raw::connect(&context, &hello, 1) {
+                Ok(_) => true,
+                Err(Error::Rejected { private, .. }) => {
+                    assert_eq!(Refusal::parse(&private), Some(Refusal::TooMany));
+                    false
+                }
+                Err(e) => panic!("{e}"),
+            }
+        });
+    }
+    // Whoever is connected keeps its own.
+    first.put(b"k", b"w").unwrap();
+    let stats = first.stats().unwrap();
+    assert_eq!(stats.leases, kvstore::limits::MAX_LEASES as u64);
+    drop(first);
+    server.stop();
 }
 
 #[test]

@@ -163,13 +163,27 @@ impl Server {
         let mut lease_until = 0;
         if hello.lease {
             lease_until = now + LEASE_NS;
-            match self.store.take_lease(id, lease_until, now) {
-                Ok(()) => {}
-                Err(StoreError::TooManyLeases) => return Err(Refusal::TooManyLeases),
-                Err(_) => return Err(Refusal::NoResources),
+            loop {
+                match self.store.take_lease(id, lease_until, now) {
+                    Ok(()) => break,
+                    Err(StoreError::TooManyLeases) if self.end_former_lease() => {}
+                    Err(StoreError::TooManyLeases) => return Err(Refusal::TooManyLeases),
+                    Err(_) => return Err(Refusal::NoResources),
+                }
             }
         }
         Ok((Client { id, lease_until }, known))
+    }
+
+    /// Ends the lease of the client that left first. False: none has left.
+    fn end_former_lease(&mut self) -> bool {
+        while let Some((client, _)) = self.former.pop_front() {
+            let mut conns = self.conns.iter().flatten();
+            if !conns.any(|conn| conn.link.client.id == client) {
+                return self.store.end_lease(client, self.clock.now).is_ok();
+            }
+        }
+        false
     }
 
     fn close_former(&mut self, client: u64) {
@@ -217,6 +231,13 @@ impl Server {
                 }
                 while let Some(held) = conn.link.take_held() {
                     give_back(&mut self.store, &mut self.scratch, &mut conn.link, held);
+                }
+                let Client { id, lease_until } = conn.link.client;
+                if lease_until != 0 {
+                    while self.former.front().is_some_and(|f| f.1 <= self.clock.now) {
+                        self.former.pop_front();
+                    }
+                    self.former.push_back((id, lease_until));
                 }
                 self.groups[group].used -= 1;
                 self.connected -= 1;

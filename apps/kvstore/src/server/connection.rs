@@ -11,7 +11,7 @@ use hyv_verbs::{
     SrqCaps,
 };
 
-use super::limits::{MAX_STALLS, REPOST_BATCH, Tier};
+use super::limits::{REPOST_BATCH, STUCK_NS, Tier};
 use crate::proto::MAX_REQUEST_BYTES;
 
 /// No segment, no buffer.
@@ -202,8 +202,8 @@ pub struct Link {
     pub heard: u64,
     /// Its peer went away or broke the rules: to be closed.
     pub broken: bool,
-    /// Maintenance rounds since its oldest send made progress, and which that was.
-    stalls: (u32, u32),
+    /// Its oldest send that was not done in the last maintenance round, and since when that is so, ns.
+    stalled: Option<(u32, u64)>,
 }
 
 impl Link {
@@ -231,7 +231,7 @@ impl Link {
             client,
             heard: now,
             broken: false,
-            stalls: (0, 0),
+            stalled: None,
         }
     }
 
@@ -316,20 +316,23 @@ impl Link {
         self.sent.pop_front().map(|(_, held)| held)
     }
 
-    /// Once a maintenance round: whether the client has not taken its replies for too long. RNR retries are without end, because a
+    /// In each maintenance round: whether the client has not taken its replies for too long. RNR retries are without end, because a
     /// client may be descheduled for long; who never takes a reply must not hold segments for ever.
-    pub fn is_stuck(&mut self) -> bool {
-        match self.sent.front() {
-            Some(&(count, _)) if self.stalls.1 == count => self.stalls.0 += 1,
-            Some(&(count, _)) => self.stalls = (0, count),
-            None => self.stalls.0 = 0,
-        }
-        self.stalls.0 > MAX_STALLS
+    pub fn is_stuck(&mut self, now: u64) -> bool {
+        self.stalled = match (self.sent.front(), self.stalled) {
+            (Some(&(count, _)), Some((before, since))) if before == count => Some((count, since)),
+            (Some(&(count, _)), _) => Some((count, now)),
+            (None, _) => None,
+        };
+        self.stalled
+            .is_some_and(|(_, since)| now.saturating_sub(since) > STUCK_NS)
     }
 
     /// Asks for a completion of what was sent without one, or just for a sign of life: a WRITE of no bytes, which nobody sees.
     pub fn flush(&mut self, for_life: bool) {
-        if (self.unsignaled == 0 && !for_life) || !self.has_room() {
+        // Whatever is signaled and not done yet will be a sign of life.
+        let asks = for_life && self.sent.is_empty();
+        if (self.unsignaled == 0 && !asks) || !self.has_room() {
             return;
         }
         self.unsignaled = self.tier.signal_every;

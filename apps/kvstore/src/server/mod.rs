@@ -31,6 +31,7 @@ pub mod serve;
 mod transfers;
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use hyv_verbs::{Access, Context, Error, ProtectionDomain, WorkCompletion};
@@ -148,6 +149,8 @@ pub struct Server {
     /// What clients' ids are made of, and how many were given.
     secret: u64,
     clients: u64,
+    /// Clients that left and still have a lease, those that left first in front: id, and when it expires.
+    former: VecDeque<(u64, u64)>,
     times: Box<[Histogram; Class::ALL.len()]>,
     until_sample: u32,
 }
@@ -218,6 +221,7 @@ impl Server {
             epoch,
             secret: derive(b"clients"),
             clients: 0,
+            former: VecDeque::new(),
             times: Box::new([const { Histogram::new() }; Class::ALL.len()]),
             until_sample: SAMPLE,
         })
@@ -456,7 +460,7 @@ impl Server {
             let link = &mut conn.link;
             let silent = now.saturating_sub(link.heard) >= limits::KEEPALIVE_NS;
             link.flush(silent);
-            if link.is_stuck() {
+            if link.is_stuck(now) {
                 self.counters.expelled += 1;
                 link.broken = true;
             }
