@@ -104,6 +104,8 @@ impl Server {
             .args(["--save", "", "--appendonly", "no"])
             .args(["--daemonize", "no", "--supervised", "no"])
             .args(["--databases", "1"])
+            // A title is written over the environment, by which processes are told apart.
+            .args(["--set-proc-title", "no"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
