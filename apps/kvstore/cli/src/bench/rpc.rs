@@ -17,6 +17,7 @@ use kvstore::store::DEFAULT_TABLE;
 use kvstore::store::entry::ENTRY_HEADER_BYTES;
 
 use super::limits::{FLOOR_ROUNDS, KEY_BYTES, SILENCE};
+use super::slice::looked_at;
 use super::target::{Outcome, Request, Target};
 
 /// Silence after which a probe has failed, ns.
@@ -32,18 +33,18 @@ enum Waiting {
     Nobody,
     /// A ticket's only request.
     Ticket(u32),
-    /// A ticket's page of keys.
+    /// A ticket's page of objects.
     Page(u32),
-    /// A value of a ticket's scan.
+    /// A value of a ticket's scan that was left out of its page.
     Part(u32),
 }
 
 /// A scan under way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Scan {
-    /// Values wanted still, not asked for.
-    wanted: u32,
-    /// Values asked for, or about to be.
+    /// Objects wanted that were on no page so far.
+    wanted: u16,
+    /// Values that were left out of pages: asked for, or about to be.
     open: u32,
 }
 
@@ -52,7 +53,7 @@ struct Lane {
     client: Client,
     /// By tag.
     waiting: Vec<Waiting>,
-    /// Values of scans that found no room yet.
+    /// Values left out of scans' pages that found no room yet.
     queue: VecDeque<(u32, Vec<u8>)>,
     /// Pages of scans to ask for: ticket and cursor.
     pages: VecDeque<(u32, u64)>,
@@ -188,13 +189,13 @@ impl Lane {
     }
 
     /// Asks for what scans still need, as far as there is room.
-    fn go_on(&mut self, large: bool) -> Result<()> {
+    fn go_on(&mut self, scans: &[Scan], large: bool) -> Result<()> {
         while let Some(&(ticket, cursor)) = self.pages.front() {
             let page = Operation::Enumerate {
                 table: DEFAULT_TABLE,
                 cursor,
-                limit: 0,
-                values: false,
+                limit: scans[ticket as usize].wanted,
+                values: true,
             };
             let tag = self.client.submit(&page);
             if !self.begun(tag, Waiting::Page(ticket))? {
@@ -236,10 +237,14 @@ impl Lane {
                 (Waiting::Nobody, _) => return,
                 (Waiting::Page(ticket), Ok(Reply::Page(page))) => {
                     let scan = &mut scans[ticket as usize];
-                    for key in page.keys().take(scan.wanted as usize) {
+                    for object in page.objects().take(usize::from(scan.wanted)) {
                         scan.wanted -= 1;
-                        scan.open += 1;
-                        queue.push_back((ticket, key.to_vec()));
+                        if let Some(value) = object.value {
+                            looked_at(value);
+                        } else {
+                            scan.open += 1;
+                            queue.push_back((ticket, object.key.to_vec()));
+                        }
                     }
                     match page.next() {
                         Some(next) if scan.wanted > 0 => pages.push_back((ticket, next)),
@@ -308,11 +313,11 @@ impl Target for Rpc<'_> {
             }
             Request::Scan { position, length } => {
                 self.scans[ticket as usize] = Scan {
-                    wanted: u32::from(length),
+                    wanted: u16::from(length),
                     open: 0,
                 };
                 lane.pages.push_back((ticket, position));
-                lane.go_on(self.large)?;
+                lane.go_on(&self.scans, self.large)?;
                 Ok(true)
             }
         }
@@ -332,7 +337,7 @@ impl Target for Rpc<'_> {
             for lane in &mut self.lanes {
                 ended += lane.poll(&mut self.scans, sleep, each)?;
                 if !lane.queue.is_empty() || !lane.pages.is_empty() {
-                    lane.go_on(self.large)?;
+                    lane.go_on(&self.scans, self.large)?;
                 }
             }
             if ended > 0 {
@@ -355,7 +360,8 @@ impl Target for Rpc<'_> {
     }
 }
 
-/// Bytes of the messages of a read: the request for one of this measurement's keys, and the reply with a value of `value_size`.
+/// Bytes of the messages of a read: the request for one of this measurement's keys (of the default table, without rules), and the
+/// reply with a value of `value_size`.
 #[must_use]
 pub fn message_bytes(value_size: usize) -> [u32; 2] {
     // A reply is the log's entry without its key, the header and the value.
