@@ -315,7 +315,8 @@ pub fn rows(line: &WorkloadLine) -> String {
             o.missing
         );
     }
-    if let Some(o) = &line.one_sided {
+    // A workload of nothing but writes and scans has none.
+    if let Some(o) = line.one_sided.filter(|o| *o != OneSidedLine::default()) {
         let _ = writeln!(
             text,
             "  {}: {} by one READ, {} looked up, {} in doubt and asked of the server",
