@@ -31,6 +31,22 @@ const KINDS: [(&str, &[&str]); 7] = [
     ("get-put", &["read", "update"]),
 ];
 
+/// A line has counters of one-sided reads where its place says that there are some, and they account for all of them.
+fn check_one_sided(line: &Value, reads: Option<&Value>) {
+    let place = line["where"].as_str().expect("a name");
+    let counters = line.get("one_sided");
+    assert_eq!(counters.is_some(), place.ends_with("-one-sided"), "{line}");
+    let (Some(_), Some(reads)) = (counters, reads) else {
+        return;
+    };
+    let seen: f64 = ["cached", "looked_up", "doubts"]
+        .map(|name| number(line, &format!("/one_sided/{name}")))
+        .iter()
+        .sum();
+    // Warm-up reads are counted too.
+    assert!(seen >= number(reads, "/ops"), "{line}");
+}
+
 /// One line of results for each workload and place, in this order, with all that belongs to it.
 fn check(report: &Value, workloads: &[&str], places: &[&str]) {
     let lines = report["results"].as_array().expect("a list");
@@ -64,6 +80,8 @@ fn check(report: &Value, workloads: &[&str], places: &[&str]) {
             ops += number(o, "/ops");
         }
         assert_eq!(ops, number(line, "/ops"), "{line}");
+        let reads = operations.iter().find(|o| o["operation"] == "read");
+        check_one_sided(line, reads);
         assert!(number(line, "/ops_per_s") > 0.0 && number(line, "/p50_ns") > 0.0);
     }
 }
@@ -79,6 +97,9 @@ on_each_accelerator! {
             &["--workload", "d,e", "--records", "300", "--in-flight", "16"],
             &["--workload", "f", "--records", "200", "--clients", "3", "--in-flight", "4"],
             &["--workload", "a", "--value-size", "0", "--records", "50"],
+            &["--workload", "a,e", "--records", "100", "--one-sided", "--in-flight", "4", "--clients", "2"],
+            // Longer than what is read one-sidedly, and than what a page holds.
+            &["--workload", "b,e", "--records", "50", "--one-sided", "--value-size", "20000"],
             // As many as there is room for.
             &["--workload", "c", "--value-size", "1M"],
             &["--workload", "get-put", "--value-size", "5000", "--read-share", "0", "--records", "100"],
@@ -86,7 +107,9 @@ on_each_accelerator! {
             let run = sandbox.kv([&["bench", "--for", "100ms", "--json"], args].concat()).ok();
             let report = report(&run);
             let workloads: Vec<&str> = args[1].split(',').collect();
-            check(&report, &workloads, &["instance"]);
+            let places = ["instance", "instance-one-sided"];
+            let places = if args.contains(&"--one-sided") { &places[..] } else { &places[..1] };
+            check(&report, &workloads, places);
             assert!(run.err.contains("p99.9"), "{}", run.story());
             assert_eq!(sandbox.counter("objects"), 1, "{args:?}");
         }
@@ -119,6 +142,56 @@ on_each_accelerator! {
         }
         sandbox.assert_clean();
     }
+}
+
+/// A store at rest: once their places are known, all records are read by one READ each, and a bare READ is beside them.
+#[test]
+fn one_sided_reads_of_a_store_at_rest() {
+    let sandbox = Sandbox::new();
+    for (place, lanes) in [
+        ("guest", ["guest", "guest-one-sided"]),
+        ("native", ["native", "native-one-sided"]),
+    ] {
+        let run = sandbox
+            .kv([
+                "bench",
+                "--where",
+                place,
+                "--one-sided",
+                "--workload",
+                "c",
+                "--records",
+                "100",
+                "--value-size",
+                "100",
+                "--operations",
+                "2000",
+                "--json",
+            ])
+            .ok();
+        let report = report(&run);
+        check(&report, &["c"], &lanes);
+        let count = |name| number(&report, &format!("/results/1/one_sided/{name}"));
+        assert!(
+            count("cached") > count("looked_up") + count("doubts"),
+            "{report:#}"
+        );
+        // Header, key and value; padding where it is READ.
+        let floor = &report["floor"];
+        assert_eq!(floor["send_bytes"], serde_json::json!([26, 152]));
+        assert_eq!(floor["read_bytes"], 152);
+        for (i, name) in ["send_rtt_ns", "read_rtt_ns"].into_iter().enumerate() {
+            // A busy machine may keep the other side from running.
+            if floor[name].is_null() {
+                assert!(run.err.contains("not measured"), "{}", run.story());
+                continue;
+            }
+            let read = number(&report, &format!("/results/{i}/operations/0/p50_ns"));
+            let bare = number(&report, &format!("/results/{i}/bare"));
+            assert!((bare - read / number(floor, &format!("/{name}"))).abs() < 1e-9);
+        }
+    }
+    sandbox.assert_clean();
 }
 
 #[test]
@@ -206,12 +279,19 @@ fn beside_redis() {
         ])
         .ok();
     let report = report(&run);
-    check(&report, &["get-put"], &["guest", "redis-unix", "redis-tcp"]);
+    check(
+        &report,
+        &["get-put"],
+        &["guest", "guest-one-sided", "redis-unix", "redis-tcp"],
+    );
     let speedup = &report["speedup"];
     assert!(number(speedup, "/rpc_p50") > 0.0 && number(speedup, "/throughput") > 0.0);
-    assert!(speedup["one_sided_p50"].is_null());
     let p50 = |i: usize| number(&report, &format!("/results/{i}/operations/0/p50_ns"));
-    assert!((number(speedup, "/rpc_p50") - p50(1) / p50(0)).abs() < 1e-9);
+    assert!((number(speedup, "/rpc_p50") - p50(2) / p50(0)).abs() < 1e-9);
+    assert!((number(speedup, "/one_sided_p50") - p50(2) / p50(1)).abs() < 1e-9);
+    let count = |name| number(&report, &format!("/results/1/one_sided/{name}"));
+    assert!(count("cached") + count("looked_up") > 0.0, "{report:#}");
+    assert!(report["results"][2]["bare"].is_null());
     for rate in [
         "store",
         "redis_unix",

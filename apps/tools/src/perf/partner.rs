@@ -182,6 +182,43 @@ impl Partner {
         })
     }
 
+    /// One READ of `size` bytes of the agent's buffer, posted by this side, from posting to its completion. The agent's CPU takes no
+    /// part in it. `drive` is called at every turn of waiting: it drives the engine, if this thread does.
+    ///
+    /// # Errors
+    /// When it fails, or takes too long; [`PerfError::Protocol`] for more than [`MAX_SIZE`] bytes.
+    #[inline]
+    pub fn read(&mut self, size: u32, mut drive: impl FnMut()) -> Result<(), PerfError> {
+        if size as usize > MAX_SIZE {
+            return Err(PerfError::Protocol("has no buffer of that size"));
+        }
+        let from = RemoteAddr {
+            addr: self.agent.buffer,
+            rkey: self.agent.rkey,
+        };
+        let sges = [self.region.sge(0, size)];
+        let wr = SendWr::new(READ, SendOp::Read(from), Payload::Sges(&sges));
+        self.qp.post_send(&wr)?;
+        let (mut turns, mut since) = (0u32, None);
+        loop {
+            drive();
+            match self.cq.poll_one() {
+                Some(wc) if !wc.is_ok() => return Err(PerfError::Completion(wc.status)),
+                Some(wc) if wc.wr_id == READ && !wc.is_recv() => return Ok(()),
+                Some(_) => {}
+                None => {
+                    turns = turns.wrapping_add(1);
+                    if turns.is_multiple_of(super::PATIENCE) {
+                        let now = self.context.now_ns();
+                        if now.saturating_sub(*since.get_or_insert(now)) > SILENCE_NS {
+                            return Err(PerfError::Silent);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Sends a command and takes part until the report comes.
     fn run(&mut self, command: &Command, mut drive: impl FnMut()) -> Result<Report, PerfError> {
         let bytes = command.encode();

@@ -53,3 +53,9 @@ pub const SAME_FLOOR: f64 = 1.2;
 
 /// How long a server may be silent.
 pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// Places that a one-sided client remembers for each record: with 4, of eight records looked up at random seven keep theirs.
+pub const LOCATIONS_PER_RECORD: usize = 4;
+
+/// Most places that it remembers: 128 MiB of them.
+pub const MAX_LOCATIONS: usize = 1 << 22;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use hyv_lab::{Interval, values};
+use kvstore::client::OneSidedCounters;
 use serde::Serialize;
 
 use super::slice::Tally;
@@ -44,6 +45,10 @@ pub struct Floors {
     pub send_rtt_ns: Option<f64>,
     /// Bytes of these two messages.
     pub send_bytes: [u32; 2],
+    /// A bare READ of what a one-sided read takes, from the same process; null with several requests under way.
+    pub read_rtt_ns: Option<f64>,
+    /// Bytes of it.
+    pub read_bytes: u32,
 }
 
 /// What was asked for.
@@ -70,7 +75,7 @@ pub struct Settings {
 pub struct WorkloadLine {
     /// Its name.
     pub workload: &'static str,
-    /// `guest`, `native`, `instance` (one that ran before), `redis-unix`, `redis-tcp`.
+    /// `guest`, `native`, `instance` (one that ran before), each of them with `-one-sided`; `redis-unix`, `redis-tcp`.
     #[serde(rename = "where")]
     pub place: &'static str,
     /// Operations measured.
@@ -81,8 +86,40 @@ pub struct WorkloadLine {
     pub p50_ns: u64,
     /// The median in units of the floor of the same slices; null without one.
     pub floors: Option<f64>,
+    /// The median of reads in units of bare verbs that move the same: the two SENDs, or, one-sided, the READ; null without.
+    pub bare: Option<f64>,
+    /// What reads came to, where they are one-sided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub one_sided: Option<OneSidedLine>,
     /// By kind of operation, those that the workload has.
     pub operations: Vec<OperationLine>,
+}
+
+/// What one-sided reads came to, warm-up included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OneSidedLine {
+    /// Found by one READ, at a place known from before.
+    pub cached: u64,
+    /// Looked up in the hash table: found, or found not to exist.
+    pub looked_up: u64,
+    /// In doubt, and asked of the server.
+    pub doubts: u64,
+    /// Lookups that took longer than what they read rests: begun again, or among the doubts.
+    pub too_long: u64,
+}
+
+impl OneSidedLine {
+    /// What came between two looks at a client's counters.
+    #[must_use]
+    pub fn between(before: &OneSidedCounters, after: &OneSidedCounters) -> Self {
+        let looked_up = |c: &OneSidedCounters| c.by_table + c.misses;
+        Self {
+            cached: after.direct - before.direct,
+            looked_up: looked_up(after) - looked_up(before),
+            doubts: after.doubts - before.doubts,
+            too_long: after.too_long - before.too_long,
+        }
+    }
 }
 
 /// One kind of operation.
@@ -160,7 +197,7 @@ pub struct Throughput {
 pub struct Speedup {
     /// Median of a read by request, against Redis over its unix socket.
     pub rpc_p50: f64,
-    /// Median of a read by the client alone; null while it has no such reads.
+    /// Median of a one-sided read; null if none were measured.
     pub one_sided_p50: Option<f64>,
     /// Rate, against the best of `redis-benchmark`.
     pub throughput: f64,
@@ -199,18 +236,41 @@ impl WorkloadLine {
             ops_per_s: all.ops_per_s,
             p50_ns: all.p50_ns,
             floors: floor_ns.map(|f| all.p50_ns as f64 / f),
+            bare: None,
+            one_sided: None,
             operations: lines.collect(),
         }
+    }
+
+    /// Median of reads, if the workload has any.
+    fn reads_p50_ns(&self) -> Option<u64> {
+        let read = |o: &&OperationLine| o.operation == Kind::Read.name();
+        self.operations.iter().find(read).map(|o| o.p50_ns)
     }
 
     /// Median of reads, or of all operations where the workload has none.
     #[must_use]
     pub fn read_p50_ns(&self) -> u64 {
-        let read = |o: &&OperationLine| o.operation == Kind::Read.name();
-        self.operations
-            .iter()
-            .find(read)
-            .map_or(self.p50_ns, |o| o.p50_ns)
+        self.reads_p50_ns().unwrap_or(self.p50_ns)
+    }
+
+    /// Whether its reads are one-sided.
+    #[must_use]
+    pub const fn is_one_sided(&self) -> bool {
+        self.one_sided.is_some()
+    }
+
+    /// Sets reads against bare verbs.
+    pub fn set_against(&mut self, floors: &Floors) {
+        let bare = if self.is_one_sided() {
+            floors.read_rtt_ns
+        } else {
+            floors.send_rtt_ns
+        };
+        self.bare = self
+            .reads_p50_ns()
+            .zip(bare)
+            .map(|(read, bare)| read as f64 / bare);
     }
 }
 
@@ -218,7 +278,7 @@ impl WorkloadLine {
 #[must_use]
 pub fn head() -> String {
     format!(
-        "{:<8} {:<10} {:<17} {:>10} {:>11} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}",
+        "{:<8} {:<16} {:<17} {:>10} {:>11} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}",
         "workload",
         "where",
         "operation",
@@ -241,7 +301,7 @@ pub fn rows(line: &WorkloadLine) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "{:<8} {:<10} {:<17} {:>10} {:>11.0} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}",
+            "{:<8} {:<16} {:<17} {:>10} {:>11.0} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}",
             line.workload,
             line.place,
             o.operation,
@@ -253,6 +313,14 @@ pub fn rows(line: &WorkloadLine) -> String {
             values::nanos(o.p999_ns),
             o.errors,
             o.missing
+        );
+    }
+    // A workload of nothing but writes and scans has none.
+    if let Some(o) = line.one_sided.filter(|o| *o != OneSidedLine::default()) {
+        let _ = writeln!(
+            text,
+            "  {}: {} by one READ, {} looked up, {} in doubt and asked of the server",
+            line.place, o.cached, o.looked_up, o.doubts
         );
     }
     text
@@ -295,8 +363,33 @@ mod tests {
 
     #[test]
     fn names_are_those_that_readers_of_reports_rely_on() {
-        let line = WorkloadLine::new(Workload::A, "guest", &tally(), Some(100.0));
+        let mut line = WorkloadLine::new(Workload::A, "guest", &tally(), Some(100.0));
         assert_eq!(line.read_p50_ns(), 500);
+        let before = OneSidedCounters {
+            direct: 3,
+            ..OneSidedCounters::default()
+        };
+        let after = OneSidedCounters {
+            direct: 10,
+            by_table: 6,
+            misses: 4,
+            doubts: 1,
+            too_long: 0,
+        };
+        let floors = Floors {
+            cache_line_rtt_ns: 100.0,
+            two_lines_rtt_ns: Some(120.0),
+            send_rtt_ns: None,
+            send_bytes: [26, 152],
+            read_rtt_ns: Some(250.0),
+            read_bytes: 152,
+        };
+        // By requests, and bare SENDs were not measured.
+        line.set_against(&floors);
+        assert_eq!(line.bare, None);
+        line.one_sided = Some(OneSidedLine::between(&before, &after));
+        line.set_against(&floors);
+        assert!(rows(&line).contains("7 by one READ, 10 looked up, 1 in doubt"));
         let speedup = Speedup {
             rpc_p50: 100.0,
             one_sided_p50: None,
@@ -319,12 +412,7 @@ mod tests {
                 read_share: 0.95,
                 seed: 7,
             },
-            floor: Some(Floors {
-                cache_line_rtt_ns: 100.0,
-                two_lines_rtt_ns: Some(120.0),
-                send_rtt_ns: None,
-                send_bytes: [28, 132],
-            }),
+            floor: Some(floors),
             results: vec![line],
             ratios: vec![RatioLine {
                 workload: "a",
@@ -343,9 +431,10 @@ mod tests {
             "settings": { "records": 10, "value_size": 100, "key_size": 20, "in_flight": 1, "clients": 1,
                           "read_share": 0.95, "seed": 7 },
             "floor": { "cache_line_rtt_ns": 100.0, "two_lines_rtt_ns": 120.0, "send_rtt_ns": null,
-                       "send_bytes": [28, 132] },
+                       "send_bytes": [26, 152], "read_rtt_ns": 250.0, "read_bytes": 152 },
             "results": [{
-                "workload": "a", "where": "guest", "ops": 1100, "ops_per_s": 550.0, "p50_ns": 550, "floors": 5.5,
+                "workload": "a", "where": "guest", "ops": 1100, "ops_per_s": 550.0, "p50_ns": 550, "floors": 5.5, "bare": 2.0,
+                "one_sided": { "cached": 7, "looked_up": 10, "doubts": 1, "too_long": 0 },
                 "operations": [
                     { "operation": "read", "ops": 1000, "ops_per_s": 500.0, "p50_ns": 500, "p95_ns": 950,
                       "p99_ns": 990, "p999_ns": 999, "max_ns": 1000, "errors": 0, "missing": 0 },

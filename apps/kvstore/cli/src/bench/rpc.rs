@@ -1,8 +1,8 @@
-//! The store of this project as a [`Target`], by requests over verbs: the one place that knows its client.
+//! The store of this project as a [`Target`], by requests over verbs or by one-sided reads: the one place that knows its client.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use hyv_host::sys::clock;
@@ -10,19 +10,22 @@ use hyv_host::sys::window::SharedWindow;
 use hyv_lab::median;
 use hyv_rnic::cell::Inline;
 use hyv_verbs::probe::{self, Lines};
-use kvstore::client::{Client, ClientError, Operation, Ticket};
+use kvstore::client::{Client, ClientConfig, ClientError, OneSidedCounters, Operation, Ticket};
 use kvstore::limits::EAGER_VALUE_BYTES;
 use kvstore::proto::{REQUEST_HEADER_BYTES, Reply, Status};
 use kvstore::store::DEFAULT_TABLE;
-use kvstore::store::entry::ENTRY_HEADER_BYTES;
+use kvstore::store::entry::{ENTRY_HEADER_BYTES, entry_bytes};
 
-use super::limits::{FLOOR_ROUNDS, KEY_BYTES, SILENCE};
+use super::limits::{FLOOR_ROUNDS, KEY_BYTES, LOCATIONS_PER_RECORD, MAX_LOCATIONS, SILENCE};
+use super::slice::looked_at;
 use super::target::{Outcome, Request, Target};
 
 /// Silence after which a probe has failed, ns.
 const PROBE_SILENCE_NS: u64 = 200_000_000;
 /// Floors that may fail one after the other: a server gives a probe up when it is kept from running for a while.
 const LOST_PROBES: u32 = 20;
+/// How long the READ of a store's superblock may take.
+const PREPARING: Duration = Duration::from_secs(2);
 /// Turns without a reply between looks at the clock.
 const PATIENCE: u32 = 1 << 14;
 
@@ -32,18 +35,18 @@ enum Waiting {
     Nobody,
     /// A ticket's only request.
     Ticket(u32),
-    /// A ticket's page of keys.
+    /// A ticket's page of objects.
     Page(u32),
-    /// A value of a ticket's scan.
+    /// A value of a ticket's scan that was left out of its page.
     Part(u32),
 }
 
 /// A scan under way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Scan {
-    /// Values wanted still, not asked for.
-    wanted: u32,
-    /// Values asked for, or about to be.
+    /// Objects wanted that were on no page so far.
+    wanted: u16,
+    /// Values that were left out of pages: asked for, or about to be.
     open: u32,
 }
 
@@ -52,10 +55,21 @@ struct Lane {
     client: Client,
     /// By tag.
     waiting: Vec<Waiting>,
-    /// Values of scans that found no room yet.
+    /// Values left out of scans' pages that found no room yet.
     queue: VecDeque<(u32, Vec<u8>)>,
     /// Pages of scans to ask for: ticket and cursor.
     pages: VecDeque<(u32, u64)>,
+}
+
+/// How values are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By requests; replies hold the values.
+    Eager,
+    /// By requests; values do not fit a reply.
+    Large,
+    /// By this side alone, as far as it can.
+    OneSided,
 }
 
 /// Connections to one server.
@@ -66,8 +80,7 @@ pub struct Rpc<'a> {
     pub inline: Option<Inline<'a>>,
     /// The server's window, where the probe line is; none in another process.
     window: Option<Arc<SharedWindow>>,
-    /// Values do not fit a message.
-    large: bool,
+    way: Way,
     hz: f64,
     /// Floors that failed one after the other.
     lost_probes: u32,
@@ -100,9 +113,50 @@ impl<'a> Rpc<'a> {
             scans: Vec::new(),
             inline: None,
             window,
-            large: value_size > EAGER_VALUE_BYTES,
+            way: if value_size > EAGER_VALUE_BYTES {
+                Way::Large
+            } else {
+                Way::Eager
+            },
             hz: clock::tsc_hz() as f64,
             lost_probes: 0,
+        })
+    }
+
+    /// Has values read one-sidedly from now on. The engine must be driven by another thread, and the server run.
+    ///
+    /// # Errors
+    /// When the server does not let its clients READ its memory.
+    pub fn read_one_sided(mut self) -> Result<Self> {
+        for lane in &mut self.lanes {
+            // Takes a control verb, which whoever drives the engine cannot wait for later.
+            lane.client.prepare_one_sided()?;
+            let start = Instant::now();
+            while !lane.client.is_one_sided() {
+                lane.client.poll(|_, _| {})?;
+                if start.elapsed() > PREPARING {
+                    bail!("the server does not let its clients READ its memory");
+                }
+                std::thread::yield_now();
+            }
+        }
+        self.way = Way::OneSided;
+        Ok(self)
+    }
+
+    /// What one-sided reads of all connections came to so far; none where values are read by requests.
+    #[must_use]
+    pub fn one_sided_counters(&self) -> Option<OneSidedCounters> {
+        (self.way == Way::OneSided).then(|| {
+            let mut sum = OneSidedCounters::default();
+            for c in self.lanes.iter().map(|l| l.client.one_sided_counters()) {
+                sum.direct += c.direct;
+                sum.by_table += c.by_table;
+                sum.misses += c.misses;
+                sum.doubts += c.doubts;
+                sum.too_long += c.too_long;
+            }
+            sum
         })
     }
 
@@ -178,23 +232,23 @@ impl Lane {
     }
 
     #[inline]
-    fn read(&mut self, key: &[u8], large: bool, who: Waiting) -> Result<bool> {
-        let tag = if large {
-            self.client.start_get_large(key)
-        } else {
-            self.client.start_get(key)
+    fn read(&mut self, key: &[u8], way: Way, who: Waiting) -> Result<bool> {
+        let tag = match way {
+            Way::Eager => self.client.start_get(key),
+            Way::Large => self.client.start_get_large(key),
+            Way::OneSided => self.client.submit_one_sided(DEFAULT_TABLE, key),
         };
         self.begun(tag, who)
     }
 
     /// Asks for what scans still need, as far as there is room.
-    fn go_on(&mut self, large: bool) -> Result<()> {
+    fn go_on(&mut self, scans: &[Scan], way: Way) -> Result<()> {
         while let Some(&(ticket, cursor)) = self.pages.front() {
             let page = Operation::Enumerate {
                 table: DEFAULT_TABLE,
                 cursor,
-                limit: 0,
-                values: false,
+                limit: scans[ticket as usize].wanted,
+                values: true,
             };
             let tag = self.client.submit(&page);
             if !self.begun(tag, Waiting::Page(ticket))? {
@@ -203,7 +257,7 @@ impl Lane {
             self.pages.pop_front();
         }
         while let Some((ticket, key)) = self.queue.pop_front() {
-            if !self.read(&key, large, Waiting::Part(ticket))? {
+            if !self.read(&key, way, Waiting::Part(ticket))? {
                 self.queue.push_front((ticket, key));
                 return Ok(());
             }
@@ -236,10 +290,14 @@ impl Lane {
                 (Waiting::Nobody, _) => return,
                 (Waiting::Page(ticket), Ok(Reply::Page(page))) => {
                     let scan = &mut scans[ticket as usize];
-                    for key in page.keys().take(scan.wanted as usize) {
+                    for object in page.objects().take(usize::from(scan.wanted)) {
                         scan.wanted -= 1;
-                        scan.open += 1;
-                        queue.push_back((ticket, key.to_vec()));
+                        if let Some(value) = object.value {
+                            looked_at(value);
+                        } else {
+                            scan.open += 1;
+                            queue.push_back((ticket, object.key.to_vec()));
+                        }
                     }
                     match page.next() {
                         Some(next) if scan.wanted > 0 => pages.push_back((ticket, next)),
@@ -297,7 +355,7 @@ impl Target for Rpc<'_> {
         let lane = &mut self.lanes[at];
         let who = Waiting::Ticket(ticket);
         match request {
-            Request::Read(key) => lane.read(key, self.large, who),
+            Request::Read(key) => lane.read(key, self.way, who),
             Request::Write(key, value) => {
                 let tag = lane.client.start_put(key, value);
                 lane.begun(tag, who)
@@ -308,11 +366,11 @@ impl Target for Rpc<'_> {
             }
             Request::Scan { position, length } => {
                 self.scans[ticket as usize] = Scan {
-                    wanted: u32::from(length),
+                    wanted: u16::from(length),
                     open: 0,
                 };
                 lane.pages.push_back((ticket, position));
-                lane.go_on(self.large)?;
+                lane.go_on(&self.scans, self.way)?;
                 Ok(true)
             }
         }
@@ -332,7 +390,7 @@ impl Target for Rpc<'_> {
             for lane in &mut self.lanes {
                 ended += lane.poll(&mut self.scans, sleep, each)?;
                 if !lane.queue.is_empty() || !lane.pages.is_empty() {
-                    lane.go_on(self.large)?;
+                    lane.go_on(&self.scans, self.way)?;
                 }
             }
             if ended > 0 {
@@ -355,13 +413,33 @@ impl Target for Rpc<'_> {
     }
 }
 
-/// Bytes of the messages of a read: the request for one of this measurement's keys, and the reply with a value of `value_size`.
+/// Bytes of the messages of a read: the request for one of this measurement's keys (of the default table, without rules), and the
+/// reply with a value of `value_size`.
 #[must_use]
 pub fn message_bytes(value_size: usize) -> [u32; 2] {
-    // A reply is the log's entry without its key, the header and the value.
+    // A reply is the log's entry as it is, without the padding after it.
     let request = REQUEST_HEADER_BYTES + KEY_BYTES;
-    let reply = ENTRY_HEADER_BYTES + value_size;
+    let reply = ENTRY_HEADER_BYTES + KEY_BYTES + value_size;
     [request as u32, reply as u32]
+}
+
+/// Bytes that a one-sided read of one of this measurement's keys takes, its place being known.
+#[must_use]
+pub const fn entry_read_bytes(value_size: usize) -> u32 {
+    entry_bytes(KEY_BYTES, value_size) as u32
+}
+
+/// How a client is to be that reads `records` records one-sidedly.
+#[must_use]
+pub fn one_sided_config(records: u32) -> ClientConfig {
+    ClientConfig {
+        // A place has one slot, so that more slots than records are needed for most of them to keep theirs.
+        locations: (records as usize)
+            .saturating_mul(LOCATIONS_PER_RECORD)
+            .next_power_of_two()
+            .min(MAX_LOCATIONS),
+        ..ClientConfig::default()
+    }
 }
 
 /// Connects `count` times.
@@ -372,4 +450,52 @@ pub fn connect(count: u16, mut one: impl FnMut() -> Result<Client>) -> Result<Ve
     (0..count)
         .map(|i| one().with_context(|| format!("connection {} of {count}", i + 1)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kvstore::proto::{Key, Request};
+    use kvstore::store::{Config, RejectRules, Store};
+
+    use super::*;
+    use crate::bench::random::key;
+
+    #[test]
+    fn messages_and_entries_have_the_sizes_that_floors_are_measured_with() {
+        let name = key(7);
+        let request = Request::Read {
+            table: DEFAULT_TABLE,
+            key: Key::Inline(&name),
+            rules: RejectRules::NONE,
+            buffer: None,
+        };
+        let sent = request.emit(0, &mut [0; 64]).unwrap();
+        let mut store = Store::new(
+            vec![0; 64 << 20],
+            Config {
+                seed: 1,
+                segment_bytes: None,
+                quarantine_ns: 0,
+                incarnation: 1,
+                clean_for_write: None,
+            },
+        )
+        .unwrap();
+        for value_size in [0, 1, 99, 100, 1_000, EAGER_VALUE_BYTES] {
+            store
+                .put(DEFAULT_TABLE, &name, &vec![1; value_size], 1)
+                .unwrap();
+            let found = store.get(DEFAULT_TABLE, &name, 1).unwrap();
+            let messages = [sent, found.span().len()].map(|n| n as u32);
+            assert_eq!(message_bytes(value_size), messages);
+            assert_eq!(entry_read_bytes(value_size), found.total_bytes() as u32);
+        }
+    }
+
+    #[test]
+    fn places_are_bounded() {
+        let locations = |records| one_sided_config(records).locations;
+        assert_eq!((locations(1), locations(1_000)), (4, 4_096));
+        assert_eq!(locations(u32::MAX), MAX_LOCATIONS);
+    }
 }

@@ -407,7 +407,7 @@ fn submit(target: &mut impl Target, ticket: u32, slot: &Slot, value: &[u8]) -> R
 
 /// Touches each cache line of a value, as whoever reads it would; gives its length.
 #[inline]
-fn looked_at(value: &[u8]) -> usize {
+pub(super) fn looked_at(value: &[u8]) -> usize {
     let sum: u64 = value.iter().step_by(64).map(|&b| u64::from(b)).sum();
     std::hint::black_box(sum);
     value.len()

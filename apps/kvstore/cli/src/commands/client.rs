@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use hyv_host::program;
 use hyv_verbs::{Context, Gid};
-use kvstore::client::{Client, ClientError};
+use kvstore::client::{Client, ClientConfig, ClientError};
 
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
@@ -58,6 +58,20 @@ impl Where {
     /// Connects on a device that is open.
     pub fn connect_by(&self, context: &Context) -> Result<Client, ClientError> {
         Client::connect(context, Gid::LOCAL, self.port, self.timeout)
+    }
+
+    /// The same, as `config` says but for times.
+    pub fn connect_with(
+        &self,
+        context: &Context,
+        config: ClientConfig,
+    ) -> Result<Client, ClientError> {
+        let config = ClientConfig {
+            timeout: self.timeout,
+            reconnect: Some(self.timeout),
+            ..config
+        };
+        Client::connect_with(context, Gid::LOCAL, self.port, config)
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the verbs themselves cost in the same run: messages of the sizes of a read's request and reply, without a store.
+//! What the verbs themselves cost in the same run: messages of the sizes of a read's request and reply, and READs
+//! of what a one-sided read takes, without a store.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -19,13 +20,14 @@ use hyv_verbs::{Context, Gid, Platform, Process};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::appliance::Appliance;
-use crate::bench::limits::FLOOR_ROUNDS;
+use crate::bench::limits::{BATCH, FLOOR_ROUNDS, WARM_UP};
+use crate::bench::rpc;
 
 /// RAM of the other side: buffers, samples and rings on whole large pages.
 const AGENT_RAM: u64 = 24 << 20;
 /// RAM that this side takes of its process's.
 pub(super) const PARTNER_RAM: u64 = 24 << 20;
-/// Length of a slice: there are two a round.
+/// Length of a slice: there are three a round.
 const SLICE: Duration = Duration::from_millis(20);
 /// Shortest time of one sample, ns: a clock's tick does not show in it.
 const BATCH_NS: u64 = 10_000;
@@ -71,6 +73,17 @@ pub(in crate::commands) fn agent(args: &AgentArgs) -> Result<ExitCode> {
 /// Name that the host's log shows.
 const NAME: &str = "bare";
 
+/// Round trips, ns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// A request one way and a reply the other as bare SENDs.
+    pub sends: Option<f64>,
+    /// A line each way.
+    pub two_lines: Option<f64>,
+    /// A READ.
+    pub read: Option<f64>,
+}
+
 /// The other side of bare verbs; killed when dropped.
 pub(super) struct Bare {
     other: Other,
@@ -80,6 +93,9 @@ pub(super) struct Bare {
     sizes: [u32; 2],
     sends: Vec<f64>,
     two_lines: Vec<f64>,
+    /// Bytes that a one-sided read takes.
+    read_bytes: u32,
+    reads: Vec<f64>,
 }
 
 struct Other(Child);
@@ -100,7 +116,7 @@ impl Other {
 
 impl Bare {
     /// Starts it, and stops it again until the first round.
-    pub fn start(appliance: &Appliance, port: u16, sizes: [u32; 2]) -> Result<Self> {
+    pub fn start(appliance: &Appliance, port: u16, value_size: usize) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find this program's own path")?;
         let pin: Vec<String> = appliance
             .roles
@@ -147,9 +163,11 @@ impl Bare {
             other,
             partner,
             window: memory.window,
-            sizes,
+            sizes: rpc::message_bytes(value_size),
             sends: Vec::new(),
             two_lines: Vec::new(),
+            read_bytes: rpc::entry_read_bytes(value_size),
+            reads: Vec::new(),
         })
     }
 
@@ -184,6 +202,7 @@ impl Bare {
         }
         // A round trip of either size is two ways; a request goes one, its reply the other.
         self.sends.push(both / 2.0);
+        self.read(turn)?;
         let (step, lines) = (32, Lines::two(&self.window));
         let batches = FLOOR_ROUNDS / step;
         lines.reset();
@@ -210,9 +229,34 @@ impl Bare {
         Ok(())
     }
 
-    /// Medians over all rounds, ns: a request one way and a reply the other as bare SENDs; a line each way.
-    pub fn found(&mut self) -> (Option<f64>, Option<f64>) {
+    /// READs, posted by this thread as a one-sided client's are.
+    fn read(&mut self, turn: &mut dyn FnMut()) -> Result<()> {
+        let hz = clock::tsc_hz() as f64;
+        for _ in 0..WARM_UP {
+            self.partner.read(self.read_bytes, &mut *turn)?;
+        }
+        let mut samples = Vec::new();
+        let mut last = clock::tsc();
+        let end = last + (SLICE.as_secs_f64() * hz) as u64;
+        while last < end {
+            for _ in 0..BATCH {
+                self.partner.read(self.read_bytes, &mut *turn)?;
+            }
+            let now = clock::tsc();
+            samples.push((now - last) as f64 / BATCH as f64);
+            last = now;
+        }
+        self.reads.push(median(&mut samples) * 1e9 / hz);
+        Ok(())
+    }
+
+    /// Medians over all rounds, ns.
+    pub fn found(&mut self) -> Found {
         let of = |list: &mut Vec<f64>| (!list.is_empty()).then(|| median(list));
-        (of(&mut self.sends), of(&mut self.two_lines))
+        Found {
+            sends: of(&mut self.sends),
+            two_lines: of(&mut self.two_lines),
+            read: of(&mut self.reads),
+        }
     }
 }

@@ -8,10 +8,11 @@ use hyv_host::sys::clock;
 use hyv_lab::limits::MIN_PAIRS;
 use hyv_lab::{Interval, Slice, median, pair_slices, paired_ratio};
 use hyv_rnic::cell::Inline;
+use kvstore::client::OneSidedCounters;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bench::limits::{MAX_PREPARED, MIN_PREPARED, SAME_FLOOR, SLICE, STEADY, WARM_UP};
-use crate::bench::report::{RatioLine, WorkloadLine};
+use crate::bench::report::{OneSidedLine, RatioLine, WorkloadLine};
 use crate::bench::rpc::Rpc;
 use crate::bench::slice::{Measured, Runner, Tally, Wanted};
 use crate::bench::workload::{Drawn, Generator, Kind, Workload};
@@ -46,6 +47,8 @@ pub(super) struct Lane<'a> {
     floors: Vec<f64>,
     /// Where those of this workload begin.
     floors_from: usize,
+    /// What one-sided reads had come to when this workload began.
+    counted: Option<OneSidedCounters>,
 }
 
 impl<'a> Lane<'a> {
@@ -59,6 +62,7 @@ impl<'a> Lane<'a> {
             tally: Tally::default(),
             floors: Vec::new(),
             floors_from: 0,
+            counted: None,
         }
     }
 
@@ -91,6 +95,14 @@ impl<'a> Lane<'a> {
         self.rates.clear();
         self.tally = Tally::default();
         self.floors_from = self.floors.len();
+        self.counted = self.counters();
+    }
+
+    fn counters(&self) -> Option<OneSidedCounters> {
+        match &self.store {
+            Store::Rpc(rpc) => rpc.one_sided_counters(),
+            Store::Redis(_) => None,
+        }
     }
 
     fn floor(&mut self) -> Result<Option<f64>> {
@@ -148,7 +160,13 @@ impl<'a> Lane<'a> {
     pub fn line(&self, workload: Workload) -> WorkloadLine {
         let mut floors = self.floors[self.floors_from..].to_vec();
         let floor = (!floors.is_empty()).then(|| median(&mut floors));
-        WorkloadLine::new(workload, self.place, &self.tally, floor)
+        WorkloadLine {
+            one_sided: self
+                .counted
+                .zip(self.counters())
+                .map(|(before, after)| OneSidedLine::between(&before, &after)),
+            ..WorkloadLine::new(workload, self.place, &self.tally, floor)
+        }
     }
 
     /// All floors that were steady.

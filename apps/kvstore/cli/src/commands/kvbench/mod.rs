@@ -16,7 +16,7 @@ use hyv_host::program;
 use hyv_host::sys::{clock, cpu};
 use hyv_host::wire::WireConfig;
 use hyv_lab::{median, values};
-use hyv_verbs::{Context, Process};
+use hyv_verbs::{Context, Gid, Process};
 use kvstore::client::Client;
 use kvstore::limits::{EAGER_VALUE_BYTES, MAX_VALUE_BYTES};
 use kvstore::status::Status;
@@ -100,6 +100,10 @@ pub(super) struct Args {
     /// Run the same on the machine's redis-server, in alternating slices with stores of this command's own
     #[arg(long, value_name = "WHAT", conflicts_with = "instance")]
     vs: Option<Rival>,
+    /// Also measure the store by one-sided reads, in a place of its own: the client READs hash table and log, and asks the server
+    /// only in doubt [default: with --vs]
+    #[arg(long)]
+    one_sided: bool,
     /// Write a report (`-` or nothing: standard output)
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -189,7 +193,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 /// Measures the instance that runs.
 fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let dir = session::find(args.place.instance())?;
-    let process = Process::connect(&dir, ram(args.clients), "kv")?;
+    let ways = 1 + u64::from(args.one_sided);
+    let process = Process::connect(&dir, ram(args.clients) * ways, "kv")?;
     let context = Context::open(process).context("cannot open the device")?;
     let mut clients = rpc::connect(args.clients, || Ok(args.place.connect_by(&context)?))?;
     let records = match args.records {
@@ -207,6 +212,14 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let rpc = Rpc::new(clients, None, what.value_size)?;
     let plan = plan(args, what, records, stop);
     let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
+    if args.one_sided {
+        let config = rpc::one_sided_config(records);
+        let clients = rpc::connect(args.clients, || {
+            Ok(args.place.connect_with(&context, config)?)
+        })?;
+        let rpc = Rpc::new(clients, None, what.value_size)?.read_one_sided()?;
+        lanes.push(Lane::new("instance-one-sided", None, Store::Rpc(rpc)));
+    }
     let outcome = plan.load(&mut lanes[0], &|| Ok(())).and_then(|()| {
         measure(args, what, &plan, &mut lanes, None, &|| Ok(()), &mut || {
             Ok(())
@@ -259,7 +272,7 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
         wire: WireConfig::default(),
         log: &args.log,
         measured: true,
-        client_ram: ram(args.clients) * lanes + bare::PARTNER_RAM,
+        client_ram: ram(args.clients) * (lanes + u64::from(one_sided(args))) + bare::PARTNER_RAM,
         stop,
     })?;
     let (appliance, client) = match started {
@@ -314,8 +327,20 @@ fn beside(
     let window = Arc::clone(appliance.guest.qemu().window());
     let pid =
         Pid::from_raw(appliance.guest.qemu().pid().cast_signed()).context("QEMU has no pid")?;
-    let rpc = Rpc::new(clients, Some(window), what.value_size)?;
+    let rpc = Rpc::new(clients, Some(Arc::clone(&window)), what.value_size)?;
     let mut lanes = vec![Lane::new("guest", Some(pid), Store::Rpc(rpc))];
+    // A guest that only lends the device to native servers is not measured.
+    let guest_too = args.places.is_empty() || args.places.contains(&Place::Guest);
+    // A second way to the store of a lane; what is loaded by one is there for the other.
+    let mut second = None;
+    let config = rpc::one_sided_config(records);
+    if one_sided(args) && guest_too {
+        let clients = rpc::connect(args.clients, || {
+            Ok(args.place.connect_with(&appliance.context, config)?)
+        })?;
+        let rpc = Rpc::new(clients, Some(window), what.value_size)?.read_one_sided()?;
+        second = Some(Lane::new("guest-one-sided", Some(pid), Store::Rpc(rpc)));
+    }
     let store_bytes = Status::read(&appliance.guest.qemu().window().user).store_bytes;
     let mut servers = Vec::new();
     if native {
@@ -331,8 +356,18 @@ fn beside(
                 .backend()
                 .user_memory(&name)
                 .context("the native server is gone")?;
-            let rpc = Rpc::new(clients, Some(Arc::clone(&memory.window)), what.value_size)?;
+            let window = || Some(Arc::clone(&memory.window));
+            let rpc = Rpc::new(clients, window(), what.value_size)?;
             lanes.push(Lane::new(place, Some(server.pid), Store::Rpc(rpc)));
+            if one_sided(args) && second.is_none() {
+                let clients = rpc::connect(args.clients, || {
+                    let client = Client::connect_with(&appliance.context, Gid::LOCAL, port, config);
+                    Ok(client?)
+                })?;
+                let rpc = Rpc::new(clients, window(), what.value_size)?.read_one_sided()?;
+                let lane = Lane::new("native-one-sided", Some(server.pid), Store::Rpc(rpc));
+                second = Some(lane);
+            }
             servers.push((server, memory));
         }
     }
@@ -358,6 +393,7 @@ fn beside(
             tracing::debug!("a native store stays on small pages: {e}");
         }
     }
+    lanes.extend(second);
     if let Some(rival) = &rival {
         for (place, redis) in rival.connect(args.clients)? {
             let mut lane = Lane::new(place, None, Store::Redis(redis));
@@ -368,8 +404,6 @@ fn beside(
             lanes.push(lane);
         }
     }
-    // A guest that only lends the device to native servers is not measured.
-    let guest_too = args.places.is_empty() || args.places.contains(&Place::Guest);
     let idle = if guest_too {
         None
     } else {
@@ -378,8 +412,7 @@ fn beside(
     // Bare messages are for one at a time, of what fits a message.
     let mut bare = if plan.in_flight == 1 && what.value_size <= EAGER_VALUE_BYTES {
         let port = args.place.port().wrapping_add(3).max(1);
-        let sizes = rpc::message_bytes(what.value_size);
-        Some(Bare::start(appliance, port, sizes)?)
+        Some(Bare::start(appliance, port, what.value_size)?)
     } else {
         None
     };
@@ -392,7 +425,7 @@ fn beside(
         // A machine with other work may keep the other side from running; what has been found of it still counts.
         if let Err(e) = bare.round(appliance.inline()) {
             given_up = true;
-            eprintln!("bare SENDs are not measured any more: {e:#}");
+            eprintln!("bare verbs are not measured any more: {e:#}");
         }
         super::bench::check(appliance)
     };
@@ -422,8 +455,8 @@ fn beside(
         lane.resume()?;
     }
     cpu::pin_current(&all).context("cannot run on all CPUs again")?;
-    let (results, ratios, found) = outcome?;
-    let (send_rtt_ns, two_lines_rtt_ns) = bare.as_mut().map_or((None, None), Bare::found);
+    let (mut results, ratios, found) = outcome?;
+    let verbs = bare.as_mut().map(Bare::found).unwrap_or_default();
     let mut floors: Vec<f64> = lanes.iter().flat_map(Lane::floors).collect();
     let mut extras = Extras {
         accel: guest_too.then(|| match appliance.guest.qemu().accel() {
@@ -433,13 +466,20 @@ fn beside(
         mode: Some(appliance.mode),
         floor: (!floors.is_empty()).then(|| report::Floors {
             cache_line_rtt_ns: median(&mut floors),
-            two_lines_rtt_ns,
-            send_rtt_ns,
+            two_lines_rtt_ns: verbs.two_lines,
+            send_rtt_ns: verbs.sends,
             send_bytes: rpc::message_bytes(what.value_size),
+            read_rtt_ns: verbs.read,
+            read_bytes: rpc::entry_read_bytes(what.value_size),
         }),
         ratios,
         ..Extras::default()
     };
+    if let Some(floors) = &extras.floor {
+        for line in results.iter_mut().filter(|l| !redis::is_redis(l.place)) {
+            line.set_against(floors);
+        }
+    }
     if let Some(line) = found {
         extras.speedup = redis::speedup(&results, &line);
         extras.redis = Some(line);
@@ -519,6 +559,24 @@ fn finish(
                  read's request and reply"
             );
         }
+        if let Some(read) = floor.read_rtt_ns {
+            eprintln!(
+                "       {read:.0} ns for a bare READ of {} bytes, as a one-sided read of a known place",
+                floor.read_bytes
+            );
+        }
+        for line in &results {
+            let Some(bare) = line.bare else { continue };
+            let verbs = if line.is_one_sided() {
+                "the bare READ"
+            } else {
+                "the bare SENDs"
+            };
+            eprintln!(
+                "workload {}, {}: the median of a read is {bare:.2} times {verbs}",
+                line.workload, line.place
+            );
+        }
     }
     if let Some(redis) = &extras.redis {
         eprint!("{}", redis::shown(redis, extras.speedup));
@@ -565,6 +623,11 @@ fn plan<'a>(args: &Args, what: &What, records: u32, stop: &'a AtomicBool) -> Pla
         seed: what.seed,
         stop,
     }
+}
+
+/// Whether reads that are one-sided are measured too.
+const fn one_sided(args: &Args) -> bool {
+    args.one_sided || args.vs.is_some()
 }
 
 /// Memory of this process for so many connections to a server.

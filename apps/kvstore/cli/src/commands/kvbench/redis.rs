@@ -21,6 +21,12 @@ use crate::redis::server::Server;
 pub(super) const UNIX: &str = "redis-unix";
 /// Where Redis is reached by TCP.
 pub(super) const TCP: &str = "redis-tcp";
+
+/// Whether a place is Redis.
+pub(super) fn is_redis(place: &str) -> bool {
+    place == UNIX || place == TCP
+}
+
 /// Requests under way, this store and Redis by the same client.
 const IN_FLIGHT: u32 = 16;
 /// Rounds of throughput.
@@ -150,13 +156,15 @@ impl RedisSide {
 /// Redis ÷ this store by the first workload's reads, and this store ÷ Redis by throughput.
 pub(super) fn speedup(results: &[WorkloadLine], redis: &RedisLine) -> Option<Speedup> {
     let first = results.first()?;
-    let other = results
-        .iter()
-        .find(|l| l.workload == first.workload && l.place == UNIX)?;
+    let of_first = |l: &&WorkloadLine| l.workload == first.workload;
+    let mut lines = results.iter().filter(of_first);
+    let one_sided = lines.clone().find(|l| l.is_one_sided());
+    let other = lines.find(|l| l.place == UNIX)?;
     let t = &redis.throughput;
+    let times = |l: &WorkloadLine| other.read_p50_ns() as f64 / l.read_p50_ns() as f64;
     Some(Speedup {
-        rpc_p50: other.read_p50_ns() as f64 / first.read_p50_ns() as f64,
-        one_sided_p50: None,
+        rpc_p50: times(first),
+        one_sided_p50: one_sided.map(times),
         throughput: t.store / t.redis_benchmark_unix.max(t.redis_benchmark_tcp),
     })
 }
@@ -183,8 +191,11 @@ pub(super) fn shown(redis: &RedisLine, speedup: Option<Speedup>) -> String {
     if let Some(s) = speedup {
         let _ = writeln!(
             text,
-            "faster than Redis: {:.1} times by the median of a read, {:.1} times by throughput",
-            s.rpc_p50, s.throughput
+            "faster than Redis: {:.1} times by the median of a read{}, {:.1} times by throughput",
+            s.rpc_p50,
+            s.one_sided_p50
+                .map_or_else(String::new, |n| format!(", {n:.1} times one-sided")),
+            s.throughput
         );
     }
     text
