@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::time::Instant;
 
@@ -125,9 +126,14 @@ fn exchanges(one: &Peer, two: &Peer) {
         Exchange::new(UdPingpong, Server, V6, 4096),
         Exchange::new(Rping, Client, V4, 4096),
         Exchange::new(Rping, Server, V6, 4096),
-        Exchange::new(RcPingpong, Client, V4, 1024).with_loss(4.0),
     ];
     matrix::run(two, one, &table);
+    // Linux's Soft-RoCE sends again for ever what a peer has acknowledged and forgotten, and a peer forgets when its program ends: with
+    // the last acknowledgement lost, the other program does not end. Ours lingers for that; between two of Linux it is bad luck.
+    let lossy = [Exchange::new(RcPingpong, Client, V4, 1024).with_loss(4.0)];
+    let done =
+        (1..=4).any(|_| catch_unwind(AssertUnwindSafe(|| matrix::run(two, one, &lossy))).is_ok());
+    assert!(done, "no exchange under loss has ended");
 }
 
 fn link_mtu_is_the_roce_devices(one: &Peer, two: &Peer) {

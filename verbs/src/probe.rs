@@ -21,22 +21,22 @@ pub struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
+    /// A word of each side's, or one for both.
+    #[must_use]
+    pub const fn new(prober: &'a AtomicU64, responder: &'a AtomicU64) -> Self {
+        Self { prober, responder }
+    }
+
     /// One line of a window, that goes from one side to the other and back.
     #[must_use]
     pub const fn one(window: &'a Window) -> Self {
-        Self {
-            prober: &window.probe.line,
-            responder: &window.probe.line,
-        }
+        Self::new(&window.probe.line, &window.probe.line)
     }
 
     /// A line of each side's.
     #[must_use]
     pub const fn two(window: &'a Window) -> Self {
-        Self {
-            prober: &window.probe.line,
-            responder: &window.probe.reply,
-        }
+        Self::new(&window.probe.line, &window.probe.reply)
     }
 
     /// Makes them ready; before the responder begins.

@@ -1,9 +1,8 @@
 //! Calls of cargo.
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
@@ -160,14 +159,36 @@ pub fn has_subcommand(root: &Path, name: &str) -> bool {
 }
 
 /// Runs `command` with its output shown as it is. The error says which call failed.
-pub fn run(mut command: Command) -> Result<()> {
-    let words: Vec<OsString> = command.get_args().map(OsString::from).collect();
-    let status = command.status().context("cannot run cargo")?;
-    if !status.success() {
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        bail!("cargo {} failed", words.join(" "));
+pub fn run(command: Command) -> Result<()> {
+    start(command)?.finish()
+}
+
+/// A call that runs beside others.
+pub struct Started {
+    child: Child,
+    call: String,
+}
+
+/// Starts `command` with its output shown as it is.
+pub fn start(mut command: Command) -> Result<Started> {
+    let words: Vec<_> = command
+        .get_args()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let call = words.join(" ");
+    let child = command.spawn().context("cannot run cargo")?;
+    Ok(Started { child, call })
+}
+
+impl Started {
+    /// Waits for its end. The error says which call failed.
+    pub fn finish(mut self) -> Result<()> {
+        let status = self.child.wait().context("cannot wait for cargo")?;
+        if !status.success() {
+            bail!("cargo {} failed", self.call);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]

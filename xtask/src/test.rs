@@ -54,16 +54,20 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         steps.run("build", || build::everything(paths))
     };
     let nextest = cargo::has_subcommand(&paths.root, "nextest");
-    steps.run("unit and property tests", || {
-        cargo::run(host_tests(paths, nextest, filter, |command| {
+    let units = |filter: Option<&str>| {
+        host_tests(paths, nextest, filter, |command| {
             command.arg("--workspace");
             for package in GUEST_PACKAGES.iter().chain([&E2E]) {
                 command.args(["--exclude", package]);
             }
-            if !options.quick && filter.is_none() {
-                command.env("HYV_SIM_SECONDS", SIMULATION_S);
-            }
-        }))
+        })
+    };
+    steps.run("unit and property tests", || cargo::run(units(filter)));
+    // Three minutes on one core, while the next steps compile little by little.
+    let fresh = (!options.quick && filter.is_none()).then(|| {
+        let mut command = units(Some("fresh_seeds"));
+        command.env("HYV_SIM_SECONDS", SIMULATION_S);
+        cargo::start(command)
     });
     if nextest && filter.is_none() {
         // cargo test runs these with the others, nextest does not know them.
@@ -74,6 +78,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         steps.skip("end to end", "--quick");
     } else {
         loom_step(paths, &mut steps, filter);
+        if let Some(started) = fresh {
+            steps.run("simulation, fresh seeds", || started?.finish());
+        }
         if built {
             // Tests that pass are not shown, and some pass because they are skipped: they write it down.
             let skipped = paths.target.join("skipped");
