@@ -43,6 +43,19 @@ fn what_the_command_line_does_not_know() {
             (&["bench", "--in-flight", "0"], &["--in-flight", "1..=16"]),
             (&["bench", "--in-flight", "17"], &["--in-flight", "1..=16"]),
             (&["bench", "--value-size", "-1"], &["-1"]),
+            (&["bench", "--workload", "g"], &["--workload", "get-put"]),
+            (&["bench", "--read-share", "2"], &["--read-share", "0.95"]),
+            (&["bench", "--records", "0"], &["--records", "1.."]),
+            (&["bench", "--where", "moon"], &["--where", "guest"]),
+            (
+                &["bench", "--where", "guest", "--records", "2000000000"],
+                &["free memory", "--records"],
+            ),
+            (&["load", "--from-line", "0", "f.tsv"], &["--from-line"]),
+            (
+                &["bench", "--json", "missing/r.json"],
+                &["missing", "no folder"],
+            ),
             (
                 &["bench", "--value-size", "1048577"],
                 &["--value-size", "1048576"],
@@ -178,7 +191,7 @@ fn nothing_to_talk_to() {
             (&["del", "a"], none),
             (&["list"], none),
             (&["stats"], none),
-            (&["bench"], none),
+            (&["bench", "--instance", "other"], none),
             (&["load", "good.tsv"], none),
             (&["dump", "out.tsv"], none),
             (&["get", "--instance", "other", "a"], none),
@@ -428,7 +441,7 @@ fn malformed_files() {
         let file = sandbox.write(name, [&good, bad.as_bytes(), after.as_bytes()].concat());
         let run = sandbox.kv([&"load".into(), &file]);
         let mut words = words.to_vec();
-        words.extend([name, "line 51", "50 records were stored"]);
+        words.extend([name, "line 51", "50 records were stored", "--from-line 51"]);
         words.retain(|w| !run.err.contains(w));
         if run.status.code() != Some(1) || !words.is_empty() || run.err.contains("panicked at") {
             failed.push(format!("not in the message: {words:?}: {}", run.story()));

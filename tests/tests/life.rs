@@ -84,9 +84,9 @@ on_each_accelerator! {
         let file = file.to_str().expect("a plain path");
         let commands: [&[&str]; 5] = [
             &["load", file],
-            &["bench", "--for", "60s"],
-            &["bench", "--for", "60s", "--in-flight", "16"],
-            &["bench", "--for", "60s", "--value-size", "100000", "--in-flight", "4"],
+            &["bench", "--workload", "get-put", "--records", "200", "--for", "60s"],
+            &["bench", "--workload", "get-put", "--records", "200", "--for", "60s", "--in-flight", "16"],
+            &["bench", "--workload", "get-put", "--records", "200", "--for", "60s", "--value-size", "100000", "--in-flight", "4"],
             &["dump", "-"],
         ];
         for round in 0..2 {
@@ -115,7 +115,7 @@ on_each_accelerator! {
         let sandbox = Sandbox::new();
         let store = Appliance::start(&sandbox, accelerator);
         sandbox.kv(["put", "a", "b"]).ok();
-        let mut client = sandbox.spawn(sandbox.kv_command(["bench", "--for", "60s"]));
+        let mut client = sandbox.spawn(sandbox.kv_command(["bench", "--workload", "get-put", "--records", "200", "--for", "60s"]));
         eventually("the client measures", || sandbox.counter("gets") > 0);
         assert_eq!(sandbox.guests().len(), 1);
         assert!(client.runs());
@@ -134,7 +134,7 @@ on_each_accelerator! {
         let sandbox = Sandbox::new();
         let store = Appliance::start(&sandbox, accelerator);
         sandbox.kv(["put", "a", "b"]).ok();
-        let client = sandbox.spawn(sandbox.kv_command(["bench", "--for", "60s"]));
+        let client = sandbox.spawn(sandbox.kv_command(["bench", "--workload", "get-put", "--records", "200", "--for", "60s"]));
         eventually("the client measures", || sandbox.counter("gets") > 0);
         let qemu = Pid::from_raw(sandbox.guests()[0].cast_signed()).expect("a process id");
         kill_process(qemu, Signal::KILL).expect("it runs");

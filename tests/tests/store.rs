@@ -121,30 +121,6 @@ on_each_accelerator! {
         store.end();
     }
 
-    fn bench_measures_and_serves_on(accelerator) {
-        let sandbox = Sandbox::new();
-        let store = Appliance::start(&sandbox, accelerator);
-        for args in [&[][..], &["--in-flight", "16"], &["--value-size", "0"], &["--value-size", "1048576"]] {
-            // 1,000 values of 1 MiB do not fit; the message says so, and the store goes on.
-            let mut all = vec!["bench", "--for", "200ms", "--json"];
-            all.extend(args);
-            let run = sandbox.kv(&all);
-            if args.contains(&"1048576") {
-                run.fails(&["the store is full", "memory"]);
-                continue;
-            }
-            let run = run.ok();
-            let result: Value = serde_json::from_slice(&run.out).expect("one JSON object");
-            for operation in ["get", "put"] {
-                assert_latencies(&result[operation]);
-            }
-        }
-        let run = sandbox.kv(["bench", "--for", "100ms"]).ok();
-        assert!(run.text().contains("get:") && run.text().contains("p99.9"), "{}", run.story());
-        assert!(sandbox.counter("gets") > 0);
-        store.end();
-    }
-
     /// The whole of `--load --verify --bench --json`, and every field of the report.
     fn the_report_has_every_field(accelerator) {
         let sandbox = Sandbox::new();
@@ -263,13 +239,11 @@ on_each_accelerator! {
             sandbox.kv([&"load".into(), &file]).ok();
         }
         assert_same(&dump(&sandbox), &last);
-        sandbox.kv(["bench", "--for", "1s", "--value-size", "4096", "--in-flight", "16"]).ok();
+        sandbox.kv(["bench", "--workload", "a", "--for", "1s", "--value-size", "4096", "--in-flight", "16"]).ok();
         let stats = sandbox.stats();
         assert!(stats["cleaned_segments"].as_u64().is_some_and(|n| n > 10), "{stats}");
         assert_eq!(stats["errors"], 0, "{stats}");
-        let mut got = dump(&sandbox);
-        got.retain(|key, _| !key.starts_with(b"bench:"));
-        assert_same(&got, &last);
+        assert_same(&dump(&sandbox), &last);
         store.end();
     }
 }

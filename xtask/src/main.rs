@@ -39,6 +39,9 @@ enum Cli {
     /// Talk to a running store: put, get, del, list, load, dump, stats, bench (see `kv --help`).
     #[command(disable_help_flag = true)]
     Kv(PassedOn),
+    /// Run a store under clients that fight and are killed, and check all that they were told (see `soak --help`).
+    #[command(disable_help_flag = true)]
+    Soak(PassedOn),
     /// Measure verbs: latency or bandwidth, in a guest and as a Linux process (see `perf --help`).
     #[command(disable_help_flag = true)]
     Perf(PassedOn),
@@ -89,21 +92,22 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let paths = paths::Paths::find();
     match cli {
-        Cli::Kvstore(PassedOn { args }) => {
-            // For help, and for an image of the user's own, ours need not be there.
-            let help = asks_for_help(&args);
-            if !help {
-                setup::require(&[Need::Linker, Need::Qemu])?;
+        Cli::Kvstore(PassedOn { args }) => store(&paths, "appliance", args, "./run.sh kvstore"),
+        Cli::Soak(PassedOn { args }) => store(&paths, "soak", args, "./run.sh"),
+        Cli::Kv(PassedOn { args }) => {
+            // It may boot a guest of its own, and compares with what --vs names.
+            let bench = args.first().is_some_and(|arg| arg == "bench") && !asks_for_help(&args);
+            let mut needs = vec![Need::Linker];
+            if bench {
+                needs.push(Need::Qemu);
+                if has_option(&args, "--vs") {
+                    needs.push(Need::Redis);
+                }
             }
-            if !help && !has_option(&args, "--image") {
+            setup::require(&needs)?;
+            if bench && !has_option(&args, "--image") {
                 build::images(&paths, build::KVSTORE_IMAGE)?;
             }
-            build::host_program(&paths, build::KV)?;
-            let args = [OsString::from("appliance")].into_iter().chain(args);
-            exec(&paths, &paths.program("kv"), args, "./run.sh kvstore").map(|never| match never {})
-        }
-        Cli::Kv(PassedOn { args }) => {
-            setup::require(&[Need::Linker])?;
             build::host_program(&paths, build::KV)?;
             exec(&paths, &paths.program("kv"), args, "./run.sh kv").map(|never| match never {})
         }
@@ -132,6 +136,21 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Cli::Check => test::check(&paths),
         Cli::Test(options) => test::run(&paths, &options),
     }
+}
+
+/// Becomes `kv COMMAND ARGS`, a command that boots the store.
+fn store(paths: &paths::Paths, command: &str, args: Vec<OsString>, name: &str) -> Result<ExitCode> {
+    // For help, and for an image of the user's own, ours need not be there.
+    let help = asks_for_help(&args);
+    if !help {
+        setup::require(&[Need::Linker, Need::Qemu])?;
+    }
+    if !help && !has_option(&args, "--image") {
+        build::images(paths, build::KVSTORE_IMAGE)?;
+    }
+    build::host_program(paths, build::KV)?;
+    let args = [OsString::from(command)].into_iter().chain(args);
+    exec(paths, &paths.program("kv"), args, name).map(|never| match never {})
 }
 
 /// Becomes `hyv-tools TOOL ARGS`; with `guest`, its image is built too.

@@ -19,6 +19,8 @@ pub enum Need {
     Qemu,
     /// `ip`, by which tests make networks. Only root can, so nobody else needs it.
     Networks,
+    /// `redis-server` and `redis-benchmark`, which the store is compared with.
+    Redis,
 }
 
 /// Makes sure that `needs` are there: as root installs what is missing with apt.
@@ -65,6 +67,7 @@ enum Missing {
     Qemu,
     Firmware,
     Ip,
+    Redis,
 }
 
 impl Missing {
@@ -76,6 +79,8 @@ impl Missing {
             Self::Qemu => &["qemu-system-x86"],
             Self::Firmware => &["qemu-system-x86", "qemu-system-data"],
             Self::Ip => &["iproute2"],
+            // The instrument comes in a package that this one depends on.
+            Self::Redis => &["redis-server"],
         }
     }
 }
@@ -99,6 +104,10 @@ impl fmt::Display for Named<'_> {
                     write!(f, "{separator}QEMU's firmware qboot.rom is missing")?;
                 }
                 Missing::Ip => write!(f, "{separator}iproute2 (ip) is missing")?,
+                Missing::Redis => write!(
+                    f,
+                    "{separator}Redis (redis-server, redis-benchmark) is missing"
+                )?,
             }
         }
         Ok(())
@@ -167,6 +176,10 @@ impl Machine {
         }
         if needs.contains(&Need::Networks) && self.root && !self.has("ip") {
             missing.push(Missing::Ip);
+        }
+        let redis = ["redis-server", "redis-benchmark"];
+        if needs.contains(&Need::Redis) && !redis.iter().all(|name| self.has(name)) {
+            missing.push(Missing::Redis);
         }
         Ok(missing)
     }
@@ -373,6 +386,18 @@ mod tests {
         assert_eq!(packages(&[Missing::Ip]), ["iproute2"]);
         fake.program("ip", "");
         assert_eq!(fake.machine(true).missing(&needs).unwrap(), []);
+    }
+
+    #[test]
+    fn redis_is_its_server_and_its_instrument() {
+        let fake = Fake::new();
+        let missing = |fake: &Fake| fake.machine(false).missing(&[Need::Redis]).unwrap();
+        assert_eq!(missing(&fake), [Missing::Redis]);
+        assert_eq!(packages(&missing(&fake)), ["redis-server"]);
+        fake.program("redis-server", "");
+        assert_eq!(missing(&fake), [Missing::Redis]);
+        fake.program("redis-benchmark", "");
+        assert_eq!(missing(&fake), []);
     }
 
     #[test]

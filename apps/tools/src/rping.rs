@@ -28,6 +28,8 @@ const RECV_AT: u64 = 64;
 const PING_AT: u64 = 128;
 /// The name of receives.
 const RECV: u64 = 1;
+/// How long a client waits for the answer to its disconnection: several times what a lost one takes to be sent again.
+const LEAVING: Duration = Duration::from_secs(20);
 
 /// What is exchanged.
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +225,7 @@ pub fn client(
         }
         shown(&text_of(&echo));
     }
-    side.id.disconnect()?;
+    side.leave()?;
     Ok(options.count)
 }
 
@@ -411,6 +413,19 @@ impl Side {
             len: word(12),
         });
         Ok(post_recv(&mut self.qp, &self.region)?)
+    }
+
+    /// Disconnects, and waits until the peer has answered that it knows: who ends at once cannot say again what was lost.
+    fn leave(&mut self) -> Result<(), Error> {
+        self.id.disconnect()?;
+        let start = self.context.now_ns();
+        while self.context.now_ns().saturating_sub(start) < LEAVING.as_nanos() as u64 {
+            let event = self.channel.get_event(Some(Duration::from_millis(50)))?;
+            if event.is_some_and(|event| event.kind == CmEventKind::Disconnected) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The next completion. A peer that disconnects makes everything posted flush.

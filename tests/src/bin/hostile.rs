@@ -101,7 +101,8 @@ impl User {
             caps: caps(),
             param: ConnParam {
                 // The store's protocol version.
-                private_data: &[1],
+                // The store's greeting, version 2: a new client, without a lease.
+                private_data: &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                 ..ConnParam::default()
             },
             ..ConnectOptions::default()

@@ -99,6 +99,7 @@ pub struct Loader<'a, 'b> {
     pump: &'b mut Pump<'a>,
     flight: Vec<Option<InFlight>>,
     stored: u64,
+    first_missing: Option<u64>,
 }
 
 impl<'a, 'b> Loader<'a, 'b> {
@@ -109,7 +110,18 @@ impl<'a, 'b> Loader<'a, 'b> {
             pump,
             flight: vec![None; window],
             stored: 0,
+            first_missing: None,
         }
+    }
+
+    /// The first line whose record is not known to be stored, after a failure and [`Self::drain`]; none if all are.
+    #[must_use]
+    pub const fn first_missing(&self) -> Option<u64> {
+        self.first_missing
+    }
+
+    fn miss(&mut self, line: u64) {
+        self.first_missing = Some(self.first_missing.map_or(line, |first| first.min(line)));
     }
 
     /// Records that the store has acknowledged.
@@ -143,6 +155,7 @@ impl<'a, 'b> Loader<'a, 'b> {
                 }
                 Err(ClientError::WindowFull) => self.step(record.line)?,
                 Err(error) => {
+                    self.miss(record.line);
                     return Err(Refused {
                         line: record.line,
                         error,
@@ -154,6 +167,7 @@ impl<'a, 'b> Loader<'a, 'b> {
 
     fn step(&mut self, line: u64) -> Result<(), Refused> {
         let (flight, stored) = (&mut self.flight, &mut self.stored);
+        let mut missing = Vec::new();
         let mut again = Vec::new();
         let mut refused = None;
         self.pump
@@ -173,6 +187,7 @@ impl<'a, 'b> Loader<'a, 'b> {
                         });
                     }
                     Err(error) => {
+                        missing.push(record.line);
                         refused.get_or_insert(Refused {
                             line: record.line,
                             error,
@@ -181,7 +196,9 @@ impl<'a, 'b> Loader<'a, 'b> {
                 }
             })
             .map_err(|error| Refused { line, error })?;
+        missing.into_iter().for_each(|line| self.miss(line));
         if let Some(refused) = refused {
+            again.iter().for_each(|record| self.miss(record.line));
             return Err(refused);
         }
         if !again.is_empty() && self.pump.inline.is_none() {
@@ -212,6 +229,8 @@ impl<'a, 'b> Loader<'a, 'b> {
                 break;
             }
         }
+        let lost: Vec<u64> = self.flight.iter().flatten().map(|f| f.line).collect();
+        lost.into_iter().for_each(|line| self.miss(line));
         self.stored
     }
 }

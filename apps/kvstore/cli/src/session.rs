@@ -45,6 +45,14 @@ pub fn find(name: Option<&str>) -> Result<PathBuf> {
     }
 }
 
+/// Whether any instance runs.
+///
+/// # Errors
+/// When the folder of instances cannot be read.
+pub fn any_runs() -> Result<bool> {
+    Ok(!RuntimeRoot::open()?.instances()?.is_empty())
+}
+
 /// Opens the device of the instance at `dir` and connects to the store on `port`.
 ///
 /// # Errors

@@ -3,14 +3,18 @@
 //! It works on one victim at a time, in slices, with all state between slices in [`Cleaner`]. A victim that was begun is always
 //! finished: the live entries of any segment fit one free segment, and one is kept for that.
 
-use super::entry::EntryHeader;
+use super::entry::{EntryHeader, key_at};
 use super::index::COUNTERS;
+use super::mem::touch;
 use super::segment::{Segment, State};
 use super::{Store, StoreError};
 use crate::limits::{
     CLEANER_RESERVE_SEGMENTS, MAX_SYNC_VICTIMS, SEGMENTS_PER_REGION, SLACK_FRACTION,
 };
 use core::ops::Range;
+
+/// Entries of a victim whose lines of the hash table are fetched together: about as many misses as a core has in flight.
+const FETCH_ENTRIES: usize = 16;
 
 /// What looking at one entry is charged to a slice, in bytes: a cache line of the log and one of the table.
 const SCAN_COST_BYTES: usize = 64;
@@ -57,6 +61,14 @@ struct Victim {
     segment: u32,
     /// Offset of the next entry, relative to the segment.
     cursor: usize,
+}
+
+/// Entries of a victim that were looked at before they are cleaned.
+#[derive(Default)]
+struct Ahead {
+    hashes: [u64; FETCH_ENTRIES],
+    next: usize,
+    count: usize,
 }
 
 /// What a slice of cleaning did.
@@ -363,14 +375,20 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         };
         let start = self.log.layout.segment_offset(segment);
         let used = self.log.segments[segment as usize].used as usize;
+        let mut ahead = Ahead::default();
         while cursor < used {
             if *spent >= budget && *spent > 0 {
                 return Step::OutOfBudget;
             }
+            if ahead.next == ahead.count {
+                ahead = self.look_ahead(segment, cursor, used);
+            }
             let Some(header) = self.readable(segment, start + cursor, used - cursor) else {
                 return self.leave_alone(segment);
             };
-            match self.clean_entry(start + cursor, &header, segment, now) {
+            let hash = ahead.hashes[ahead.next % FETCH_ENTRIES];
+            ahead.next += 1;
+            match self.clean_entry(start + cursor, &header, hash, segment, now) {
                 Moved::Bytes(bytes) => *spent += SCAN_COST_BYTES + bytes,
                 Moved::Blocked => return Step::Blocked,
                 Moved::Lost => return self.leave_alone(segment),
@@ -385,6 +403,28 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log
             .retire(self.region.as_mut(), segment, self.safe_version);
         Step::Finished
+    }
+
+    /// Hashes of the next entries of a victim, whose lines of the hash table are fetched: a cache miss for each entry, which
+    /// overlap here and would not between entries.
+    fn look_ahead(&self, segment: u32, mut cursor: usize, used: usize) -> Ahead {
+        let mem = self.region.as_ref();
+        let start = self.log.layout.segment_offset(segment);
+        let (mut ahead, mut places) = (Ahead::default(), [0; FETCH_ENTRIES]);
+        while cursor < used && ahead.count < FETCH_ENTRIES {
+            let at = start + cursor;
+            let Some(header) = self.readable(segment, at, used - cursor) else {
+                break;
+            };
+            let hash = self.hash(header.table, key_at(mem, at));
+            ahead.hashes[ahead.count] = hash;
+            places[ahead.count] = self.index.place(hash, header.is_live());
+            ahead.count += 1;
+            cursor += header.total_bytes();
+        }
+        // Apart from the above: with so few instructions between them the loads are all in flight at once.
+        touch(mem, &places[..ahead.count]);
+        ahead
     }
 
     /// The header at `offset`, if it is one of this segment's and ends within `room`.

@@ -6,7 +6,7 @@
 //! | bytes | field | |
 //! | --- | --- | --- |
 //! | 0..8 | state | segment generation << 1, bit 0: live. Outside the checksum; a one-sided reader checks it |
-//! | 8..12 | crc | CRC-32C of bytes 12.. to the end of value and expiry (of the key, in a tombstone) |
+//! | 8..12 | crc | CRC-32C of bytes 12.. to the end of value and expiry (of the key, in a tombstone; of the header, in space that is handed out) |
 //! | 12 | kind | [`EntryKind`] |
 //! | 13 | flags | [`FLAG_IN_PLACE`], [`FLAG_EXPIRES`], [`FLAG_RETIRED`] |
 //! | 14..16 | key_len | |
@@ -227,6 +227,7 @@ impl EntryHeader {
     const fn checked_end(&self) -> usize {
         match self.kind {
             EntryKind::Tombstone => ENTRY_HEADER_BYTES + self.key_len as usize,
+            EntryKind::Pending => ENTRY_HEADER_BYTES,
             _ => self.span_bytes(),
         }
     }

@@ -302,6 +302,16 @@ impl Index {
         }
     }
 
+    /// Offset of what a live object of `hash` is looked up in, or a dead one counted in: for [`super::mem::touch`].
+    #[inline(always)]
+    pub(crate) fn place(&self, hash: u64, live: bool) -> usize {
+        if live {
+            self.bucket(hash)
+        } else {
+            self.counter(hash)
+        }
+    }
+
     /// Dead objects in the log whose keys share the counter of `hash`: at least the dead versions of its own key.
     pub(crate) fn dead_count(&self, mem: &[u8], hash: u64) -> u32 {
         load_u32(mem, self.counter(hash))

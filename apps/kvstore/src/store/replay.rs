@@ -36,20 +36,38 @@ struct SegmentHeader {
     retired: bool,
 }
 
-/// The header of segment `index`; none if it was never used, or is damaged.
-fn segment_header(mem: &[u8], layout: &Layout, index: u32) -> Option<SegmentHeader> {
+/// The header of segment `index`; none if it was never used. Errors: it is damaged.
+fn segment_header(
+    mem: &[u8],
+    layout: &Layout,
+    index: u32,
+) -> Result<Option<SegmentHeader>, StoreError> {
     let start = layout.segment_offset(index);
-    let entry = Entry::parse(&mem[start..start + SEGMENT_HEADER_BYTES]).ok()?;
+    let bytes = &mem[start..start + SEGMENT_HEADER_BYTES];
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let damaged = |cause| StoreError::Damaged {
+        offset: start,
+        cause,
+    };
+    let entry = Entry::parse(bytes).map_err(damaged)?;
+    entry.verify().map_err(damaged)?;
     let header = entry.header();
-    let valid = header.kind == EntryKind::SegmentHeader
-        && entry.value().len() == 16
-        && header.generation() != 0
-        && load_u64(entry.value(), 0) == header.generation()
-        && entry.verify().is_ok();
-    valid.then(|| SegmentHeader {
-        generation: header.generation(),
+    if header.kind != EntryKind::SegmentHeader || entry.value().len() != 16 {
+        return Err(damaged(EntryError::UnknownKind(header.kind as u8)));
+    }
+    let expected = load_u64(entry.value(), 0);
+    if header.generation() != expected {
+        return Err(damaged(EntryError::Generation {
+            found: header.generation(),
+            expected,
+        }));
+    }
+    Ok(Some(SegmentHeader {
+        generation: expected,
         retired: header.flags & FLAG_RETIRED != 0,
-    })
+    }))
 }
 
 impl<'a> Iterator for Walk<'a> {
@@ -64,6 +82,10 @@ impl<'a> Iterator for Walk<'a> {
                 let start = self.layout.segment_offset(self.segment);
                 let header = segment_header(self.mem, &self.layout, self.segment);
                 self.segment += 1;
+                let header = match header {
+                    Ok(header) => header,
+                    Err(error) => return Some(Err(error)),
+                };
                 // A segment without a header is free; a retired one was cleaned, or holds overflow buckets.
                 if let Some(header) = header.filter(|header| !header.retired) {
                     self.generation = header.generation;
@@ -97,10 +119,7 @@ impl<'a> Iterator for Walk<'a> {
                     return Some(Err(StoreError::Damaged { offset: at, cause }));
                 }
             };
-            // Space that was handed out has no checksum yet.
-            if entry.header().kind != EntryKind::Pending
-                && let Err(cause) = entry.verify()
-            {
+            if let Err(cause) = entry.verify() {
                 self.at = None;
                 return Some(Err(StoreError::Damaged { offset: at, cause }));
             }
@@ -114,7 +133,7 @@ impl<'a> Iterator for Walk<'a> {
 fn check_digest(mem: &[u8], layout: &Layout) -> Result<(), StoreError> {
     let headers: Vec<Option<SegmentHeader>> = (0..layout.segments as u32)
         .map(|index| segment_header(mem, layout, index))
-        .collect();
+        .collect::<Result<_, _>>()?;
     let newest = headers
         .iter()
         .enumerate()

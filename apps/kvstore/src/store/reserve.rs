@@ -1,8 +1,7 @@
 //! Reservations: log space for a value that a transport writes, and what becomes of it.
 
 use super::entry::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_EXPIRES, STATE_LIVE, entry_bytes, key_at,
-    seal, set_state,
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_EXPIRES, STATE_LIVE, entry_bytes, key_at, seal,
 };
 use super::mem::store_u64;
 use super::once::{RECORD_BYTES, Ticket};
@@ -125,11 +124,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             emit_space(&mut mem[split..], reservation.generation, kind);
         }
         header.emit(mem);
-        if kind == EntryKind::Pending {
-            set_state(mem, header.state);
-        } else {
-            seal(mem, &header);
-        }
+        seal(mem, &header);
     }
 
     /// Makes a reservation whose value has been written the current object of its key. Returns its version.

@@ -16,6 +16,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         &mut self,
         entry: usize,
         header: &EntryHeader,
+        hash: u64,
         victim: u32,
         now: u64,
     ) -> Moved {
@@ -24,20 +25,19 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 let expires = header.flags & FLAG_EXPIRES != 0 && !self.is_current(entry, now);
                 if expires && self.expire(entry, header) {
                     return match EntryHeader::parse(&self.region.as_ref()[entry..]) {
-                        Ok(tombstone) => self.move_tombstone(entry, &tombstone, victim),
+                        Ok(tombstone) => self.move_tombstone(entry, &tombstone, hash, victim),
                         Err(_) => Moved::Lost,
                     };
                 }
-                self.move_object(entry, header, victim)
+                self.move_object(entry, header, hash, victim)
             }
             EntryKind::Object => {
-                let hash = self.hash(header.table, key_at(self.region.as_ref(), entry));
                 self.index.uncount_dead(self.region.as_mut(), hash);
                 self.cleaner.dead_objects = self.cleaner.dead_objects.saturating_sub(1);
                 self.cleaner.bytes_freed += header.total_bytes() as u64;
                 Moved::Bytes(0)
             }
-            EntryKind::Tombstone => self.move_tombstone(entry, header, victim),
+            EntryKind::Tombstone => self.move_tombstone(entry, header, hash, victim),
             EntryKind::ResultRecord => self.move_record(entry, header, victim),
             _ => {
                 self.cleaner.bytes_freed += header.total_bytes() as u64;
@@ -56,10 +56,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.append(mem, Target::Survivor, bytes)
     }
 
-    fn move_object(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
+    fn move_object(&mut self, entry: usize, header: &EntryHeader, hash: u64, victim: u32) -> Moved {
         let bytes = header.total_bytes();
         let mem = self.region.as_ref();
-        let hash = self.hash(header.table, key_at(mem, entry));
         let Some(slot) = self.index.find(mem, hash, |found| found == entry) else {
             return Moved::Lost;
         };
@@ -108,9 +107,15 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.moved(bytes, epoch)
     }
 
-    fn move_tombstone(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {
+    fn move_tombstone(
+        &mut self,
+        entry: usize,
+        header: &EntryHeader,
+        hash: u64,
+        victim: u32,
+    ) -> Moved {
         let bytes = entry_bytes(usize::from(header.key_len), 0);
-        if !self.tombstone_needed(entry, header) {
+        if !self.tombstone_needed(entry, header, hash) {
             self.forget_tombstone(victim, bytes);
             self.cleaner.tombstones_dropped += 1;
             self.cleaner.bytes_freed += bytes as u64;
@@ -153,10 +158,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// A tombstone hides dead versions of its key from a replay. It is needless when none lies in the log, when the key
     /// exists again (then the newer object hides them), or when its table does not exist (a replay ignores all of it).
-    fn tombstone_needed(&self, entry: usize, header: &EntryHeader) -> bool {
+    fn tombstone_needed(&self, entry: usize, header: &EntryHeader, hash: u64) -> bool {
         let mem = self.region.as_ref();
         let key = key_at(mem, entry);
-        let hash = self.hash(header.table, key);
         self.index.dead_count(mem, hash) > 0
             && self.tables.place(header.table).is_some()
             && self

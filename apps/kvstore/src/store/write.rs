@@ -5,7 +5,7 @@ use super::entry::{
     STATE_LIVE, clear_live, entry_bytes, expires_at, seal, total_at, version_at,
 };
 use super::index::{Index, Slot};
-use super::mem::{load_u64, store_u64};
+use super::mem::{load_u64, store_u64, touch};
 use super::once::{RECORD_BYTES, Ticket};
 use super::{Increment, Incremented, NEVER, Outcome, RejectRules, RequestId, Store, StoreError};
 
@@ -130,6 +130,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             table, key, value, ..
         } = write;
         let record = if ticket.is_some() { RECORD_BYTES } else { 0 };
+        // What the old object's death is counted in: the miss overlaps with those of the search for it.
+        touch(self.region.as_ref(), &[self.index.place(hash, false)]);
         self.check_lengths(key, value.len())?;
         let bytes = object_bytes(key.len(), value.len(), write.expires);
         self.admit(hash, table, key, bytes + record, now)?;

@@ -23,7 +23,7 @@ use kvstore::client::Client;
 use kvstore::status::Status;
 
 use super::bench;
-use super::client::{Progress, load_file};
+use super::client::{Progress, Source, load_file};
 use crate::format::{self, Format};
 use crate::pump::{Fingerprint, Pump, read_all};
 use crate::report::{self, Mode, Report};
@@ -34,7 +34,7 @@ const CLIENT_RAM: u64 = 48 << 20;
 /// Least RAM in which the guest serves: runtime, heap, and a store worth having.
 const MIN_MEMORY: u64 = 64 << 20;
 /// How long requests may take while loading and measuring.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -90,7 +90,7 @@ enum Compare {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum ModeChoice {
+pub(super) enum ModeChoice {
     Auto,
     Inline,
     Thread,
@@ -134,6 +134,10 @@ pub(super) struct Appliance {
     pub mode: Mode,
     pub context: Context,
     pub stop: Arc<AtomicBool>,
+    /// What runs the guest, for people.
+    pub accel: String,
+    /// From the start of QEMU's process to the first request answered, ms.
+    pub boot_ms: f64,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
@@ -150,101 +154,41 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(file) = args.load.as_deref().filter(|f| !format::is_standard(f)) {
         drop(format::open(file, args.format)?);
     }
-    if let Some(path) = args.json.as_deref().filter(|p| p.is_dir()) {
-        bail!("--json {}: is a folder; name a file", path.display());
+    if let Some(path) = args.json.as_deref() {
+        report::check_target(path).map_err(anyhow::Error::msg)?;
     }
-    if let Some(path) = args.json.as_deref()
-        && let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
-        && !dir.is_dir()
-    {
-        bail!("--json {}: {} is no folder", path.display(), dir.display());
-    }
-    let image = image_path(args)?;
+    let image = image_path(args.image.as_ref())?;
     let image_bytes = std::fs::metadata(&image).map_or(0, |m| m.len());
-    let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
-    let cpus = match &args.pin {
-        Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,
-        None => allowed,
-    };
-    let roles = Roles::of(&cpus);
-    let mode = match args.mode {
-        ModeChoice::Inline => Mode::Inline,
-        ModeChoice::Thread => Mode::Thread,
-        ModeChoice::Auto if cpus.len() < 3 => Mode::Inline,
-        ModeChoice::Auto => Mode::Thread,
-    };
-
-    let root = RuntimeRoot::open()?;
-    let (qemu, accel) = accel::probe(args.accel, Some(root.path()))?;
-    let _ = clock::tsc_hz();
-    let instance = Instance::start(InstanceConfig {
+    let started = boot(Boot {
         name: args.name.clone(),
-        prefix: "kvstore".into(),
-        engine_cpus: roles.engine.clone(),
-        spin: Duration::from_micros(if cpus.len() < 3 { 50 } else { 1_000 }),
-        quotas: Quotas::default(),
+        prefix: "kvstore",
+        image,
+        pin: args.pin.as_deref(),
+        mode: args.mode,
+        accel: args.accel,
+        memory: args.memory,
+        port: args.port,
         wire: args.wire.clone(),
+        log: &args.log,
+        measured: args.bench.is_some(),
+        client_ram: CLIENT_RAM,
+        stop,
     })?;
-    let name = instance.dir().name().to_owned();
-    let process = Process::connect(instance.dir().path(), CLIENT_RAM, "kv")?;
-    let context = Context::open(process).context("cannot open the device")?;
-
-    let guest = instance.launch(
-        &GuestConfig {
-            name: name.clone(),
-            image,
-            symbols: None,
-            args: format!(
-                "port={} spin_us={} seed={} hyv.log={}",
-                args.port,
-                spin_us(args.bench.is_some()),
-                clock::realtime_ns() ^ clock::tsc(),
-                guest_level(&args.log)
-            ),
-            memory: args.memory,
-            watchdog: None,
-            spin_hint: u32::from(cpus.len() > 1),
-            net: None,
-            ips: Vec::new(),
-        },
-        &qemu,
-        &accel,
-    )?;
-    let limit = Duration::from_secs(if accel.kind == AccelKind::Kvm { 15 } else { 30 });
-    let booted = guest
-        .qemu()
-        .wait_state(UserState::Ready, limit)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| Ok(Client::connect(&context, Gid::LOCAL, args.port, TIMEOUT)?))
-        .and_then(|mut client| {
-            client.ping()?;
-            Ok(client)
-        });
-    let mut client = match booted {
-        Ok(client) => client,
-        Err(e) => return guest_failed(guest, e),
+    let (mut appliance, mut client) = match started {
+        Booted::Up(up) => *up,
+        Booted::Failed(guest, e) => return guest_failed(guest, e),
     };
-    let boot_ms = guest.qemu().started().elapsed().as_secs_f64() * 1e3;
-    let overhead = guest_overhead(&guest);
-    if let Err(e) = guest.qemu().pin_vcpus(&roles.guest) {
-        tracing::warn!("the guest runs on any CPU: {e}");
-    }
-
+    let boot_ms = appliance.boot_ms;
+    let overhead = guest_overhead(&appliance.guest);
+    let name = appliance.instance.dir().name().to_owned();
     eprintln!(
-        "{name}: up in {boot_ms:.0} ms under {accel}, {} of memory",
+        "{name}: up in {boot_ms:.0} ms under {}, {} of memory",
+        appliance.accel,
         values::bytes(args.memory)
     );
     client.prepare_large()?;
     // This thread may drive the engine: it must not wait for what a new connection takes.
     client.set_reconnect(None);
-    let mut appliance = Appliance {
-        guest,
-        instance,
-        roles,
-        mode,
-        context,
-        stop,
-    };
     let outcome = if batch || args.load.is_some() {
         work(
             args,
@@ -276,8 +220,124 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     serve(args, appliance, &name)
 }
 
-fn image_path(args: &Args) -> Result<PathBuf> {
-    if let Some(image) = &args.image {
+/// How to boot an appliance.
+pub(super) struct Boot<'a> {
+    /// Name of the instance.
+    pub name: Option<String>,
+    /// What its name begins with, if it has none.
+    pub prefix: &'a str,
+    pub image: PathBuf,
+    /// CPUs to use.
+    pub pin: Option<&'a str>,
+    pub mode: ModeChoice,
+    pub accel: AccelRequest,
+    /// The guest's, bytes.
+    pub memory: u64,
+    pub port: u16,
+    pub wire: WireConfig,
+    pub log: &'a str,
+    /// It will be measured: it does not sleep between slices.
+    pub measured: bool,
+    /// Memory for connections of this process, bytes.
+    pub client_ram: u64,
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What became of it.
+pub(super) enum Booted {
+    Up(Box<(Appliance, Client)>),
+    /// It did not come up, or does not serve.
+    Failed(Guest, anyhow::Error),
+}
+
+/// Boots an appliance and connects to it.
+pub(super) fn boot(options: Boot<'_>) -> Result<Booted> {
+    let allowed = cpu::allowed().context("cannot read the CPU affinity")?;
+    let cpus = match options.pin {
+        Some(list) => cpu::parse_list(list, &allowed).with_context(|| format!("--pin {list}"))?,
+        None => allowed,
+    };
+    let roles = Roles::of(&cpus);
+    let mode = match options.mode {
+        ModeChoice::Inline => Mode::Inline,
+        ModeChoice::Thread => Mode::Thread,
+        ModeChoice::Auto if cpus.len() < 3 => Mode::Inline,
+        ModeChoice::Auto => Mode::Thread,
+    };
+    let root = RuntimeRoot::open()?;
+    let (qemu, accel) = accel::probe(options.accel, Some(root.path()))?;
+    let _ = clock::tsc_hz();
+    let instance = Instance::start(InstanceConfig {
+        name: options.name,
+        prefix: options.prefix.into(),
+        engine_cpus: roles.engine.clone(),
+        spin: Duration::from_micros(if cpus.len() < 3 { 50 } else { 1_000 }),
+        quotas: Quotas::default(),
+        wire: options.wire,
+    })?;
+    let process = Process::connect(instance.dir().path(), options.client_ram, "kv")?;
+    let context = Context::open(process).context("cannot open the device")?;
+    let guest = instance.launch(
+        &GuestConfig {
+            name: instance.dir().name().to_owned(),
+            image: options.image,
+            symbols: None,
+            args: format!(
+                "port={} spin_us={} seed={} hyv.log={}",
+                options.port,
+                spin_us(options.measured),
+                clock::realtime_ns() ^ clock::tsc(),
+                guest_level(options.log)
+            ),
+            memory: options.memory,
+            watchdog: None,
+            spin_hint: u32::from(cpus.len() > 1),
+            net: None,
+            ips: Vec::new(),
+        },
+        &qemu,
+        &accel,
+    )?;
+    let limit = Duration::from_secs(if accel.kind == AccelKind::Kvm { 15 } else { 30 });
+    let ready = guest
+        .qemu()
+        .wait_state(UserState::Ready, limit)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| {
+            Ok(Client::connect(
+                &context,
+                Gid::LOCAL,
+                options.port,
+                TIMEOUT,
+            )?)
+        })
+        .and_then(|mut client| {
+            client.ping()?;
+            Ok(client)
+        });
+    let client = match ready {
+        Ok(client) => client,
+        Err(e) => return Ok(Booted::Failed(guest, e)),
+    };
+    let boot_ms = guest.qemu().started().elapsed().as_secs_f64() * 1e3;
+    if let Err(e) = guest.qemu().pin_vcpus(&roles.guest) {
+        tracing::warn!("the guest runs on any CPU: {e}");
+    }
+    let appliance = Appliance {
+        guest,
+        instance,
+        roles,
+        mode,
+        context,
+        stop: options.stop,
+        accel: accel.to_string(),
+        boot_ms,
+    };
+    Ok(Booted::Up(Box::new((appliance, client))))
+}
+
+pub(super) fn image_path(named: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(image) = named {
         return Ok(image.clone());
     }
     // target/release/kv -> target/image/kvstore.elf
@@ -306,7 +366,7 @@ fn guest_level(filter: &str) -> &'static str {
 }
 
 /// The guest did not come up, or ended: its own story says why, if it has one.
-fn guest_failed(guest: Guest, e: anyhow::Error) -> Result<ExitCode> {
+pub(super) fn guest_failed(guest: Guest, e: anyhow::Error) -> Result<ExitCode> {
     // A guest that is just ending gets the time to say so.
     let _ = guest.qemu().wait_timeout(Duration::from_millis(500));
     if guest.qemu().exit_report().is_none() {
@@ -325,7 +385,7 @@ fn guest_failed(guest: Guest, e: anyhow::Error) -> Result<ExitCode> {
 }
 
 /// Ends the guest in order.
-fn end(appliance: Appliance) -> Result<()> {
+pub(super) fn end(appliance: Appliance) -> Result<()> {
     let report = appliance.guest.shutdown();
     if !report.is_success() {
         bail!("the guest did not end well: {report}");
@@ -369,8 +429,11 @@ fn work(args: &Args, appliance: &mut Appliance, client: &mut Client, facts: Fact
         let start = Instant::now();
         let stored = load_file(
             &mut pump,
-            file,
-            args.format,
+            &Source {
+                path: file,
+                format: args.format,
+                from_line: 1,
+            },
             &appliance.stop,
             |key, value| {
                 if args.verify {

@@ -43,13 +43,13 @@ pub(super) struct Results {
 }
 
 /// A native server, stopped or running; killed when dropped.
-struct Server {
+pub(super) struct Server {
     child: std::process::Child,
-    pid: Pid,
+    pub pid: Pid,
 }
 
 impl Server {
-    fn start(appliance: &Appliance, port: u16, name: &str, store_bytes: u64) -> Result<Self> {
+    pub fn start(appliance: &Appliance, port: u16, name: &str, store_bytes: u64) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find this program's own path")?;
         let mut command = Command::new(exe);
         let pin = appliance
@@ -84,7 +84,7 @@ impl Server {
         Ok(Self { child, pid })
     }
 
-    fn connect(&mut self, appliance: &Appliance, port: u16) -> Result<Client> {
+    pub fn connect(&mut self, appliance: &Appliance, port: u16) -> Result<Client> {
         let start = Instant::now();
         loop {
             match Client::connect(
@@ -289,7 +289,7 @@ pub(super) fn run(
 }
 
 /// Ends the measurement when it is told to, or when there is nothing left to measure.
-fn check(appliance: &Appliance) -> Result<()> {
+pub(super) fn check(appliance: &Appliance) -> Result<()> {
     if appliance.stop.load(std::sync::atomic::Ordering::Relaxed) {
         bail!("bench: interrupted");
     }
@@ -300,7 +300,7 @@ fn check(appliance: &Appliance) -> Result<()> {
 }
 
 /// Puts the guest's RAM that is in use on large pages, as a native server's is.
-fn collapse(appliance: &Appliance) {
+pub(super) fn collapse(appliance: &Appliance) {
     let status = Status::read(&appliance.guest.qemu().window().user);
     // What the kernel has no large page for stays on small ones; the comparison says so by its spread.
     if let Err(e) = appliance

@@ -1,19 +1,20 @@
-//! The client's commands: put, get, del, list, load, dump, stats, bench.
+//! The client's commands: put, get, del, list, load, dump, stats.
 
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use hyv_host::program;
-use kvstore::client::Client;
+use hyv_verbs::{Context, Gid};
+use kvstore::client::{Client, ClientError};
 
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
 use crate::session;
-use hyv_lab::Latencies;
 use hyv_lab::values;
 
 #[derive(clap::Args, Debug)]
@@ -37,6 +38,26 @@ impl Where {
             self.timeout,
             "kv",
         )
+    }
+
+    /// Whether an instance is named.
+    pub const fn names_one(&self) -> bool {
+        self.instance.is_some()
+    }
+
+    /// The instance that is named.
+    pub fn instance(&self) -> Option<&str> {
+        self.instance.as_deref()
+    }
+
+    /// Port of the store.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Connects on a device that is open.
+    pub fn connect_by(&self, context: &Context) -> Result<Client, ClientError> {
+        Client::connect(context, Gid::LOCAL, self.port, self.timeout)
     }
 }
 
@@ -93,6 +114,9 @@ pub(super) struct LoadArgs {
     /// Its format (default: by its ending, .tsv or .jsonl)
     #[arg(long)]
     format: Option<Format>,
+    /// Begin at this line, from 1: where an earlier load ended
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
 }
 
 #[derive(clap::Args, Debug)]
@@ -104,24 +128,6 @@ pub(super) struct DumpArgs {
     /// Its format (default: by its ending, .tsv or .jsonl)
     #[arg(long)]
     format: Option<Format>,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct BenchArgs {
-    #[command(flatten)]
-    place: Where,
-    /// How long to measure each operation
-    #[arg(long = "for", value_name = "TIME", value_parser = values::duration, default_value = "3s")]
-    time: Duration,
-    /// Bytes of a value
-    #[arg(long, default_value_t = 100)]
-    value_size: usize,
-    /// Requests outstanding at once, 1 to 16
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    in_flight: u8,
-    /// As one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn put(args: &PutArgs) -> Result<ExitCode> {
@@ -208,7 +214,10 @@ pub(super) fn stats(args: &StatsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line on standard error that is written over, if that is a terminal.
+/// How often a line appears where standard error is no terminal.
+const LINES_APART: Duration = Duration::from_secs(10);
+
+/// A line on standard error that is written over, if that is a terminal; otherwise a line now and then.
 pub(super) struct Progress {
     shown: Instant,
     terminal: bool,
@@ -226,6 +235,9 @@ impl Progress {
         if self.terminal && self.shown.elapsed() > Duration::from_millis(200) {
             self.shown = Instant::now();
             eprint!("\r\x1b[K{}", text());
+        } else if !self.terminal && self.shown.elapsed() > LINES_APART {
+            self.shown = Instant::now();
+            eprintln!("{}", text());
         }
     }
 
@@ -236,42 +248,96 @@ impl Progress {
     }
 }
 
-/// Loads a file. Gives the records stored; on the first that cannot be, an error that says how many were.
+/// A load that came to no good end.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    /// Records that the store has acknowledged.
+    pub stored: u64,
+    /// All lines before this one are stored.
+    pub resume: u64,
+    pub error: anyhow::Error,
+}
+
+impl From<Unfinished> for anyhow::Error {
+    fn from(load: Unfinished) -> Self {
+        let stored = load.stored;
+        load.error
+            .context(format!("{stored} records were stored, then"))
+    }
+}
+
+/// What is loaded.
+pub(super) struct Source<'a> {
+    pub path: &'a Path,
+    pub format: Option<Format>,
+    /// The first line that counts, from 1.
+    pub from_line: u64,
+}
+
+/// Loads a file. Gives the records stored; on the first that cannot be, how many were.
 pub(super) fn load_file(
     pump: &mut Pump<'_>,
-    path: &std::path::Path,
-    format: Option<Format>,
-    stop: &AtomicBool,
+    source: &Source<'_>,
+    stop: &Arc<AtomicBool>,
     mut seen: impl FnMut(&[u8], &[u8]),
-) -> Result<u64> {
-    let mut reader = format::open(path, format)?;
-    let mut record = format::Record::default();
+) -> Result<u64, Unfinished> {
+    let path = source.path;
+    let nothing = |error: anyhow::Error| Unfinished {
+        stored: 0,
+        resume: source.from_line,
+        error,
+    };
+    let (mut reader, watch) =
+        format::open_watched(path, source.format, stop).map_err(|e| nothing(e.into()))?;
+    match reader.skip_to(source.from_line) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(nothing(anyhow::anyhow!(
+                "{}: has fewer than {} lines",
+                path.display(),
+                source.from_line
+            )));
+        }
+        Err(e) => return Err(nothing(e.into())),
+    }
+    let mut record = format::Record {
+        line: source.from_line - 1,
+        ..format::Record::default()
+    };
     let mut progress = Progress::new();
     let start = Instant::now();
     let mut loader = Loader::new(pump);
+    let interrupted = |line: u64| {
+        Some(anyhow::anyhow!(
+            "{}: interrupted before line {}",
+            path.display(),
+            line + 1
+        ))
+    };
+    // The line in hand is not stored, unless this is said to be the next one.
+    let mut next = source.from_line;
     let failed = loop {
         if stop.load(Ordering::Relaxed) {
-            break Some(anyhow::anyhow!(
-                "{}: interrupted before line {}",
-                path.display(),
-                record.line + 1
-            ));
+            break interrupted(record.line);
         }
+        let before = record.line;
         match reader.read_into(&mut record) {
             Ok(true) => {}
             Ok(false) => break None,
+            // Asked to stop while it waited for more.
+            Err(_) if stop.load(Ordering::Relaxed) => break interrupted(before),
             Err(e) => break Some(e.into()),
         }
+        next = record.line;
         if let Err(e) = loader.put(&record.key, &record.value, record.line) {
             break Some(anyhow::Error::from(e).context(path.display().to_string()));
         }
+        next = record.line + 1;
         seen(&record.key, &record.value);
         progress.show(|| {
             let n = loader.stored();
-            format!(
-                "loading: {n} records, {:.0}/s",
-                n as f64 / start.elapsed().as_secs_f64()
-            )
+            let rate = n as f64 / start.elapsed().as_secs_f64();
+            format!("loading: {n} records, {rate:.0}/s{}", far(&watch))
         });
     };
     let (stored, failed) = match failed {
@@ -287,7 +353,25 @@ pub(super) fn load_file(
     progress.end();
     match failed {
         None => Ok(stored),
-        Some(e) => Err(e.context(format!("{stored} records were stored, then"))),
+        Some(error) => Err(Unfinished {
+            stored,
+            resume: loader.first_missing().map_or(next, |line| line.min(next)),
+            error,
+        }),
+    }
+}
+
+/// How far a file has been read.
+fn far(watch: &format::Watch) -> String {
+    let read = watch.read();
+    match watch.total.filter(|t| *t > 0) {
+        Some(total) => format!(
+            ", {} of {} ({:.0}%)",
+            values::bytes(read),
+            values::bytes(total),
+            read as f64 * 100.0 / total as f64
+        ),
+        None => format!(", {}", values::bytes(read)),
     }
 }
 
@@ -305,15 +389,37 @@ pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
         client: &mut client,
         inline: None,
     };
-    let n = load_file(&mut pump, &args.file, args.format, &stop, |_, _| {})?;
-    let s = start.elapsed().as_secs_f64();
-    eprintln!("{n} records stored in {s:.2} s ({:.0}/s)", n as f64 / s);
-    Ok(ExitCode::SUCCESS)
+    let source = Source {
+        path: &args.file,
+        format: args.format,
+        from_line: args.from_line,
+    };
+    match load_file(&mut pump, &source, &stop, |_, _| {}) {
+        Ok(n) => {
+            let s = start.elapsed().as_secs_f64();
+            eprintln!("{n} records stored in {s:.2} s ({:.0}/s)", n as f64 / s);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(unfinished) => {
+            let resume = unfinished.resume;
+            eprintln!(
+                "error: {}",
+                hyv_host::message::of(&anyhow::Error::from(unfinished))
+            );
+            if resume > 1 {
+                eprintln!(
+                    "All records before line {resume} are in the store; go on there with --from-line {resume}."
+                );
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
 }
 
 pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let stop = program::stop_flag()?;
     let mut client = args.place.connect()?;
+    let objects = client.stats()?.objects;
     let mut out = format::create(&args.file, args.format)?;
     let mut progress = Progress::new();
     let mut cursor = Some(0);
@@ -323,108 +429,40 @@ pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
             client: &mut client,
             inline: None,
         };
-        crate::pump::read_all(
+        let read = crate::pump::read_all(
             &mut pump,
             page.keys.iter().map(Vec::as_slice),
             |key, value| -> Result<()> {
+                if stop.load(Ordering::Relaxed) {
+                    bail!("interrupted");
+                }
                 // A key removed since its page was made is not there any more.
                 if let Some(value) = value {
                     out.write(key, value)?;
                 }
                 Ok(())
             },
-        )?;
+        );
         if stop.load(Ordering::Relaxed) {
             progress.end();
+            // What was written into a pipe or a device cannot be taken back.
+            let left = if out.replaces() {
+                format!("{} was not changed", args.file.display())
+            } else {
+                "what came out is not whole".to_owned()
+            };
             bail!(
-                "interrupted after {} records; {} was not changed",
+                "interrupted after {} of {objects} records; {left}; start again for a whole dump",
                 out.written(),
-                args.file.display()
             );
         }
-        progress.show(|| format!("dumping: {} records", out.written()));
+        read?;
+        progress.show(|| format!("dumping: {} of {objects} records", out.written()));
         cursor = page.next;
     }
     progress.end();
     let n = out.written();
     out.finish()?;
     eprintln!("{n} records written");
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    const KEYS: usize = 1_000;
-    if args.value_size > kvstore::limits::MAX_VALUE_BYTES {
-        bail!(
-            "--value-size {}: a value has at most {} bytes",
-            args.value_size,
-            kvstore::limits::MAX_VALUE_BYTES
-        );
-    }
-    let mut client = args.place.connect()?;
-    let value: Vec<u8> = (0..args.value_size).map(|i| i as u8).collect();
-    let keys: Vec<Vec<u8>> = (0..KEYS)
-        .map(|i| format!("bench:{i:016}").into_bytes())
-        .collect();
-    for key in &keys {
-        client.put(key, &value)?;
-    }
-    let mut results = serde_json::Map::new();
-    for put in [false, true] {
-        let mut all = Latencies::new();
-        let mut started = vec![Instant::now(); client.window()];
-        let begin = Instant::now();
-        let mut i = 0usize;
-        loop {
-            let on = begin.elapsed() < args.time;
-            while on && client.outstanding() < usize::from(args.in_flight) {
-                i = i.wrapping_mul(5).wrapping_add(7);
-                let key = &keys[i % KEYS];
-                let now = Instant::now();
-                let tag = if put {
-                    client.start_put(key, &value)
-                } else if value.len() > kvstore::limits::EAGER_VALUE_BYTES {
-                    client.start_get_large(key)
-                } else {
-                    client.start_get(key)
-                };
-                match tag {
-                    Ok(tag) => started[usize::from(tag)] = now,
-                    Err(kvstore::client::ClientError::WindowFull) => break,
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            if client.outstanding() == 0 {
-                break;
-            }
-            let mut failed = None;
-            client.wait(|tag, reply| {
-                all.record(started[usize::from(tag)].elapsed().as_nanos() as u64);
-                if let Err(e) = reply {
-                    failed = Some(e);
-                }
-            })?;
-            if let Some(e) = failed {
-                return Err(e.into());
-            }
-        }
-        let s = all.summary(begin.elapsed());
-        let name = if put { "put" } else { "get" };
-        if args.json {
-            results.insert(name.to_owned(), serde_json::to_value(s)?);
-        } else {
-            println!(
-                "{name}: {:>10.0} ops/s   p50 {}   p99 {}   p99.9 {}   max {}",
-                s.ops_per_s,
-                values::nanos(s.p50_ns),
-                values::nanos(s.p99_ns),
-                values::nanos(s.p999_ns),
-                values::nanos(s.max_ns)
-            );
-        }
-    }
-    if args.json {
-        println!("{}", serde_json::Value::from(results));
-    }
     Ok(ExitCode::SUCCESS)
 }

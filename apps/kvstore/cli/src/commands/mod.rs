@@ -2,8 +2,11 @@
 
 mod appliance;
 mod bench;
+mod check_history;
 mod client;
+mod kvbench;
 mod native;
+mod soak;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -37,10 +40,20 @@ enum Command {
     Dump(client::DumpArgs),
     /// Print the server's counters
     Stats(client::StatsArgs),
-    /// Measure GET and PUT from this process
-    Bench(client::BenchArgs),
+    /// Measure YCSB's workloads, or reads and writes, on a store; beside a native one, beside Redis
+    Bench(kvbench::Args),
+    /// The other side of bare verbs
+    #[command(hide = true)]
+    BenchAgent(kvbench::AgentArgs),
     /// Serve a store from a Linux process on a running instance's device
     NativeServer(native::Args),
+    /// Tell whether what clients recorded is linearizable
+    CheckHistory(check_history::Args),
+    /// Run a store under clients that fight and are killed, and check all that they were told
+    Soak(soak::Args),
+    /// One client of a soak
+    #[command(hide = true)]
+    SoakClient(soak::ClientArgs),
 }
 
 /// Runs the command line; gives the exit code.
@@ -59,8 +72,12 @@ pub fn run() -> ExitCode {
         Command::Load(args) => client::load(&args),
         Command::Dump(args) => client::dump(&args),
         Command::Stats(args) => client::stats(&args),
-        Command::Bench(args) => client::bench(&args),
+        Command::Bench(args) => kvbench::run(&args),
+        Command::BenchAgent(args) => kvbench::agent(&args),
         Command::NativeServer(args) => native::run(&args),
+        Command::CheckHistory(args) => check_history::run(&args),
+        Command::Soak(args) => soak::run(args),
+        Command::SoakClient(args) => soak::client(args),
     };
     match result {
         Ok(code) => code,

@@ -25,7 +25,7 @@ mod tests;
 use std::path::Path;
 
 pub use error::{OpenError, ReadError, Reason, WriteError};
-pub use files::{FileWriter, create, open};
+pub use files::{FileWriter, Input, Watch, create, open, open_watched};
 pub use reader::{Reader, Record};
 pub use writer::Writer;
 

@@ -88,6 +88,28 @@ impl<R: BufRead> Reader<R> {
             }
         }
     }
+
+    /// Passes lines so that `line` (from 1) is the next to be read; none of them is looked at. `false`: there are fewer.
+    ///
+    /// # Errors
+    /// [`ReadError`] where the operating system cannot read on.
+    pub fn skip_to(&mut self, line: u64) -> Result<bool, ReadError> {
+        while self.input.line + 1 < line {
+            match self.input.start_line() {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => {
+                    self.ended = true;
+                    return Err(ReadError {
+                        file: self.name.clone(),
+                        line: self.input.line,
+                        reason: Reason::Io(error),
+                    });
+                }
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl<R: BufRead> Iterator for Reader<R> {

@@ -1,4 +1,4 @@
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write as _};
 
 use proptest::prelude::*;
 
@@ -472,4 +472,57 @@ impl<R: BufRead> Reader<R> {
     fn scratch_capacity(&self) -> usize {
         self.scratch.capacity()
     }
+}
+
+#[test]
+fn lines_are_passed_without_a_look() {
+    let file = "broken\na\t1\n\nb\t2\nc\t3";
+    let read = |from: u64| {
+        let mut reader = Reader::new(file.as_bytes(), Format::Tsv, "file");
+        let there = reader.skip_to(from).expect("readable");
+        (there, reader.next().map(|r| r.map(|r| (r.key, r.line))))
+    };
+    assert!(matches!(
+        read(1),
+        (true, Some(Err(ReadError { line: 1, .. })))
+    ));
+    assert!(matches!(read(2), (true, Some(Ok((key, 2)))) if key == b"a"));
+    assert!(matches!(
+        read(3),
+        (true, Some(Err(ReadError { line: 3, .. })))
+    ));
+    assert!(matches!(read(5), (true, Some(Ok((key, 5)))) if key == b"c"));
+    // One past the end: nothing is left. Further: there are fewer lines.
+    assert!(matches!(read(6), (true, None)));
+    assert!(matches!(read(7), (false, None)));
+}
+
+/// Reading ends when it is told to, also where nothing ever comes.
+#[test]
+fn a_silent_pipe_can_be_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe.tsv");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    // Open for both: there is a writer, which writes one record and then nothing.
+    let mut writer = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    writer.write_all(b"a\t1\n").unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (mut reader, watch) = open_watched(&path, None, &stop).unwrap();
+    assert_eq!(watch.total, None);
+    assert_eq!(reader.next().unwrap().unwrap().key, b"a");
+    assert_eq!(watch.read(), 4);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = reader.next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("interrupted"), "{error}");
 }

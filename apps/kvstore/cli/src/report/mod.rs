@@ -109,34 +109,62 @@ pub struct SaveError {
 }
 
 impl Report {
-    /// Writes the report to `path` (`-`: standard output), whole or not at all. Pipes and devices are
-    /// written as they are.
+    /// [`save`] for this report.
     ///
     /// # Errors
-    /// [`SaveError`]: nothing was written, or, for `-`, a pipe or a device, not all.
+    /// As [`save`].
     pub fn save(&self, path: &Path) -> Result<(), SaveError> {
-        self.try_save(path).map_err(|error| SaveError {
-            file: path.display().to_string(),
-            error,
-        })
+        save(self, path)
     }
+}
 
-    fn try_save(&self, path: &Path) -> io::Result<()> {
-        if path.as_os_str() == "-" {
-            return self.emit(io::stdout().lock());
-        }
-        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-            return self.emit(std::fs::File::options().write(true).open(path)?);
-        }
-        let mut file = hyv_lab::Replacement::create(path)?;
-        self.emit(&mut file)?;
-        file.commit()
-    }
+/// Writes a report to `path` (`-`: standard output), whole or not at all. Pipes and devices are written as they are.
+///
+/// # Errors
+/// [`SaveError`]: nothing was written, or, for `-`, a pipe or a device, not all.
+pub fn save(report: &impl Serialize, path: &Path) -> Result<(), SaveError> {
+    try_save(report, path).map_err(|error| SaveError {
+        file: path.display().to_string(),
+        error,
+    })
+}
 
-    fn emit(&self, out: impl Write) -> io::Result<()> {
-        let mut out = BufWriter::new(out);
-        serde_json::to_writer_pretty(&mut out, self)?;
-        out.write_all(b"\n")?;
-        out.flush()
+/// Finds what is wrong with a report's file before there is a report.
+///
+/// # Errors
+/// That it is a folder, or in none.
+pub fn check_target(path: &Path) -> Result<(), String> {
+    if path.is_dir() {
+        return Err(format!(
+            "--json {}: is a folder; name a file",
+            path.display()
+        ));
     }
+    match path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        Some(dir) if !dir.is_dir() => Err(format!(
+            "--json {}: {} is no folder",
+            path.display(),
+            dir.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn try_save(report: &impl Serialize, path: &Path) -> io::Result<()> {
+    if path.as_os_str() == "-" {
+        return emit(report, io::stdout().lock());
+    }
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return emit(report, std::fs::File::options().write(true).open(path)?);
+    }
+    let mut file = hyv_lab::Replacement::create(path)?;
+    emit(report, &mut file)?;
+    file.commit()
+}
+
+fn emit(report: &impl Serialize, out: impl Write) -> io::Result<()> {
+    let mut out = BufWriter::new(out);
+    serde_json::to_writer_pretty(&mut out, report)?;
+    out.write_all(b"\n")?;
+    out.flush()
 }

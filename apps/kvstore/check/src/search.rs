@@ -1,0 +1,757 @@
+//! The search for an order in which the operations of one key may have taken effect.
+//!
+//! Wing and Gong's search (*Testing and Verifying Concurrent Objects*, 1993) with Lowe's two ideas (*Testing for
+//! linearizability*, 2017): configurations that were seen are not looked at again, and operations are linearized as late as
+//! possible. So the history is read once, in the order of time. Between two events stands the *frontier*: all configurations
+//! that what happened so far allows, each being the state of the object and which of the operations under way have already
+//! taken effect. When an operation returns, those of the frontier in which it has taken effect stay, and from the others every way
+//! to let it take effect is tried.
+//!
+//! Four things keep the frontier small. An observation that fits the state takes effect at once: it changes nothing, so that
+//! waiting gains nothing. What was told a version takes effect only after everything that was told a lower one: versions never
+//! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An operation without an answer takes effect only right before one that
+//! would not fit without it, and among several that do the same the oldest goes first. And a configuration
+//! that allows nothing that another does not is dropped.
+//!
+//! Where many unanswered operations could explain the same answer, a search of limited [`Width`] finds an order all the same if there is
+//! one; that there is none is proved by a search that leaves nothing out, of the whole history or of a window of it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use smallvec::SmallVec;
+
+use crate::limits::{
+    MAX_COMPARED, MAX_CONFIGURATIONS, MAX_STEPS, MERGE_EVERY, STEPS_PER_OPERATION,
+};
+use crate::model::{Action, State};
+use crate::op::{Addend, NEVER, Nanos, Operation, Outcome, Value};
+
+/// One step of a history as the search sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub action: Action,
+    pub outcome: Option<Outcome>,
+    pub invoked: Nanos,
+    pub returned: Nanos,
+    /// It must take effect, between its times. Otherwise it may, at any time after its invocation; and if it
+    /// has an outcome nevertheless, then only with that.
+    pub must: bool,
+}
+
+impl Item {
+    /// An object that was there at the start, and of which nobody knows whether it expires.
+    pub const VANISH: Self = Self {
+        action: Action::Vanish,
+        outcome: None,
+        invoked: 0,
+        returned: NEVER,
+        must: false,
+    };
+
+    /// Whether it is the passing of a time.
+    pub const fn is_tick(&self) -> bool {
+        matches!(self.action, Action::Tick(_))
+    }
+}
+
+/// How a search ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    Linearizable,
+    /// This item could not take effect before it returned; the states that were possible before. If not `proved`, configurations had
+    /// been left out, and one of them might have gone on.
+    Violation {
+        item: usize,
+        states: Vec<State>,
+        proved: bool,
+    },
+    /// The limits were reached when this item returned.
+    GaveUp {
+        item: usize,
+    },
+}
+
+type Words = SmallVec<[u64; 2]>;
+type Used = SmallVec<[(u32, u32); 2]>;
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Config {
+    state: State,
+    /// By slot: which of the operations under way have taken effect.
+    done: Words,
+    /// How many of each class of unanswered operations have, sorted by class; what has in all configurations is not counted.
+    used: Used,
+    /// Items that must and were told a version, and have taken effect.
+    versions: u32,
+}
+
+impl Config {
+    fn has(&self, slot: usize) -> bool {
+        self.done[slot / 64] >> (slot % 64) & 1 != 0
+    }
+
+    fn set(&mut self, slot: usize) {
+        self.done[slot / 64] |= 1 << (slot % 64);
+    }
+
+    fn clear(&mut self, slot: usize) {
+        self.done[slot / 64] &= !(1 << (slot % 64));
+    }
+
+    fn used(&self, class: u32) -> u32 {
+        self.used
+            .iter()
+            .find(|(c, _)| *c == class)
+            .map_or(0, |(_, n)| *n)
+    }
+
+    fn use_one(&mut self, class: u32) {
+        match self.used.binary_search_by_key(&class, |(c, _)| *c) {
+            Ok(at) => self.used[at].1 += 1,
+            Err(at) => self.used.insert(at, (class, 1)),
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.done == other.done
+            && self.state.covers(&other.state)
+            && self.used.iter().all(|&(c, n)| n <= other.used(c))
+    }
+}
+
+/// Unanswered operations that do the same.
+struct Class {
+    action: Action,
+    outcome: Option<Outcome>,
+    /// Asked for so far, less those that have taken effect in every configuration.
+    available: u32,
+    /// Nothing that took effect right before it matters.
+    overwrites: bool,
+    /// The class that it has become the same as.
+    alias: Option<u32>,
+}
+
+struct Search<'a> {
+    items: &'a [Item],
+    classes: Vec<Class>,
+    /// Classes of which some are available.
+    active: Vec<u32>,
+    /// By item: its class, if it need not take effect.
+    class_of: Vec<Option<u32>>,
+    /// By item: how many items that must were told a lower version.
+    lower: Vec<u32>,
+    /// By how many of those that must and were told a version have taken effect: the highest version that the object may have had so
+    /// far, if the next one is to be possible.
+    bounds: Vec<u64>,
+    /// The items under way that must, by slot.
+    open: Vec<Option<usize>>,
+    /// Something expires: then an unanswered write may matter without being seen.
+    expiry: bool,
+    left: u64,
+}
+
+/// Too much to look at.
+struct Exhausted;
+
+/// How many configurations are kept between two events. Most that look different in nothing but which of several unanswered
+/// operations took effect lead to the same end, so a few do; only when those get stuck more are needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Width {
+    /// Of those with the same state.
+    alike: usize,
+    all: usize,
+}
+
+impl Width {
+    /// Everything.
+    pub const WHOLE: Self = Self {
+        alike: usize::MAX,
+        all: usize::MAX,
+    };
+
+    /// Less and less is left out.
+    pub const STEPS: [Self; 3] = [
+        Self { alike: 4, all: 256 },
+        Self {
+            alike: 64,
+            all: 4096,
+        },
+        Self::WHOLE,
+    ];
+}
+
+/// How much may be looked at for so many items.
+pub(crate) const fn generous(items: usize) -> u64 {
+    MAX_STEPS + STEPS_PER_OPERATION * items as u64
+}
+
+/// Searches an order for `items` that starts with `initial`, looking at no more than `left` configurations, of which it takes
+/// off what it looked at.
+pub(crate) fn search(items: &[Item], initial: State, left: &mut u64, width: Width) -> Verdict {
+    let mut search = Search::new(items, *left);
+    let verdict = run(&mut search, items, initial, width);
+    *left = search.left;
+    verdict
+}
+
+fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) -> Verdict {
+    let events = events(items);
+    let mut frontier = vec![Config {
+        state: initial,
+        done: SmallVec::from_elem(0, most_open(items, &events).div_ceil(64)),
+        used: Used::new(),
+        versions: 0,
+    }];
+    let mut slots = vec![0usize; items.len()];
+    let mut free = Vec::new();
+    let mut returns = 0u32;
+    let mut left_out = false;
+    for event in events {
+        let item = event.item;
+        if event.returns {
+            let slot = slots[item];
+            let states = || frontier.iter().map(|c| c.state).collect();
+            let next = match search.returned(&frontier, slot) {
+                Ok(next) => next,
+                Err(Exhausted) => return Verdict::GaveUp { item },
+            };
+            if next.is_empty() {
+                return Verdict::Violation {
+                    item,
+                    states: states(),
+                    proved: !left_out,
+                };
+            }
+            frontier = next;
+            for config in &mut frontier {
+                config.clear(slot);
+            }
+            search.open[slot] = None;
+            free.push(slot);
+            search.tidy(&mut frontier);
+            left_out |= search.narrow(&mut frontier, width);
+            returns += 1;
+            if search.active.len() > 1 && returns.is_multiple_of(MERGE_EVERY) {
+                search.merge_classes(&mut frontier);
+            }
+        } else if let Some(class) = search.class_of[item] {
+            search.ask(class);
+        } else {
+            let slot = free.pop().unwrap_or_else(|| {
+                search.open.push(None);
+                search.open.len() - 1
+            });
+            slots[item] = slot;
+            search.open[slot] = Some(item);
+        }
+    }
+    Verdict::Linearizable
+}
+
+struct Event {
+    item: usize,
+    returns: bool,
+}
+
+/// Invocations and returns in the order of time. At the same instant invocations go first: such operations count as concurrent.
+fn events(items: &[Item]) -> Vec<Event> {
+    let mut events: Vec<(Nanos, Event)> = Vec::with_capacity(2 * items.len());
+    for (item, i) in items.iter().enumerate() {
+        let event = |returns| Event { item, returns };
+        events.push((i.invoked, event(false)));
+        if i.must {
+            events.push((i.returned.max(i.invoked), event(true)));
+        }
+    }
+    events.sort_by_key(|(time, e)| (*time, e.returns, e.item));
+    events.into_iter().map(|(_, e)| e).collect()
+}
+
+fn most_open(items: &[Item], events: &[Event]) -> usize {
+    let (mut open, mut most) = (0usize, 0);
+    for event in events {
+        if event.returns {
+            open -= 1;
+        } else if items[event.item].must {
+            open += 1;
+            most = most.max(open);
+        }
+    }
+    most
+}
+
+impl<'a> Search<'a> {
+    fn new(items: &'a [Item], left: u64) -> Self {
+        let mut versions: Vec<(u64, bool)> = items
+            .iter()
+            .filter(|i| i.must && version(i) != 0)
+            .map(|i| (version(i), !gives_version(i)))
+            .collect();
+        versions.sort_unstable();
+        let lower = items
+            .iter()
+            .map(|i| versions.partition_point(|(v, _)| *v < version(i)) as u32)
+            .collect();
+        let bounds = versions
+            .iter()
+            .map(|&(v, had_before)| v - u64::from(!had_before))
+            .chain([u64::MAX])
+            .collect();
+        let seen = Seen::of(items);
+        let mut classes: Vec<Class> = Vec::new();
+        let mut by_effect: HashMap<(Action, Option<Outcome>), u32> = HashMap::new();
+        let class_of = items
+            .iter()
+            .map(|item| {
+                if item.must {
+                    return None;
+                }
+                let effect = (seen.simplified(&item.action), item.outcome);
+                let next = classes.len() as u32;
+                let class = *by_effect.entry(effect).or_insert_with_key(|effect| {
+                    classes.push(Class {
+                        overwrites: overwrites(&effect.0, effect.1.as_ref()),
+                        action: effect.0.clone(),
+                        outcome: effect.1,
+                        available: 0,
+                        alias: None,
+                    });
+                    next
+                });
+                Some(class)
+            })
+            .collect();
+        Self {
+            items,
+            classes,
+            active: Vec::new(),
+            class_of,
+            lower,
+            bounds,
+            open: Vec::new(),
+            expiry: items.iter().any(Item::is_tick),
+            left,
+        }
+    }
+
+    /// One more operation of a class may take effect from now on.
+    fn ask(&mut self, mut class: u32) {
+        while let Some(alias) = self.classes[class as usize].alias {
+            class = alias;
+        }
+        let c = &mut self.classes[class as usize];
+        c.available += 1;
+        if c.available == 1 {
+            self.active.push(class);
+        }
+    }
+
+    /// The configurations in which the item in `target` has taken effect, and nothing needless after it.
+    fn returned(&mut self, frontier: &[Config], target: usize) -> Result<Vec<Config>, Exhausted> {
+        let mut next = Vec::new();
+        let mut seen = HashSet::new();
+        let mut stack = Vec::new();
+        for config in frontier {
+            if config.has(target) {
+                next.push(config.clone());
+            } else {
+                stack.push(config.clone());
+            }
+        }
+        while let Some(mut config) = stack.pop() {
+            self.step()?;
+            self.observe(&mut config);
+            if config.has(target) {
+                next.push(config);
+            } else if seen.insert(config.clone()) {
+                if seen.len() + next.len() + stack.len() > MAX_CONFIGURATIONS {
+                    return Err(Exhausted);
+                }
+                self.successors(&config, &mut stack)?;
+            }
+        }
+        if next.len() > 1 {
+            let mut unique = HashSet::with_capacity(next.len());
+            next.retain(|c| unique.insert(c.clone()));
+        }
+        Ok(next)
+    }
+
+    fn step(&mut self) -> Result<(), Exhausted> {
+        self.left = self.left.checked_sub(1).ok_or(Exhausted)?;
+        Ok(())
+    }
+
+    /// Lets every observation under way that fits take effect.
+    fn observe(&self, config: &mut Config) {
+        for (slot, item) in self.open.iter().enumerate() {
+            let Some(item) = *item else { continue };
+            if config.has(slot) {
+                continue;
+            }
+            let i = &self.items[item];
+            if let Some(outcome) = &i.outcome
+                && outcome.is_observation()
+                && config.state.apply(&i.action, Some(outcome)) == Some(config.state)
+            {
+                config.set(slot);
+                config.versions += u32::from(outcome.version() != 0);
+            }
+        }
+    }
+
+    /// Every configuration in which one more of the operations under way has taken effect, with the unanswered ones that it needs.
+    fn successors(&mut self, config: &Config, into: &mut Vec<Config>) -> Result<(), Exhausted> {
+        for slot in 0..self.open.len() {
+            let Some(item) = self.open[slot] else {
+                continue;
+            };
+            if config.has(slot) {
+                continue;
+            }
+            let direct = self.apply(config, slot, item);
+            if let Some(next) = &direct {
+                into.push(next.clone());
+            }
+            if direct.is_none() || self.expiry {
+                self.with_help(config, slot, item, into)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `config` after `item` has taken effect, if it may.
+    fn apply(&self, config: &Config, slot: usize, item: usize) -> Option<Config> {
+        if !self.in_order(config, item) {
+            return None;
+        }
+        let i = &self.items[item];
+        let state = config.state.apply(&i.action, i.outcome.as_ref())?;
+        let mut next = config.clone();
+        next.state = state;
+        next.set(slot);
+        next.versions += u32::from(version(i) != 0);
+        (next.state.lo <= self.bounds[next.versions as usize]).then_some(next)
+    }
+
+    /// Whether all that was told a lower version has taken effect.
+    fn in_order(&self, config: &Config, item: usize) -> bool {
+        let version = version(&self.items[item]);
+        version == 0 || config.state.has_version(version) || config.versions == self.lower[item]
+    }
+
+    /// Tries which unanswered operations, right before `item`, let it take effect.
+    fn with_help(
+        &mut self,
+        config: &Config,
+        slot: usize,
+        item: usize,
+        into: &mut Vec<Config>,
+    ) -> Result<(), Exhausted> {
+        if self.active.is_empty() || !self.in_order(config, item) || !self.can_be_helped(item) {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        let mut stack = vec![(config.clone(), true)];
+        while let Some((before, first)) = stack.pop() {
+            for at in 0..self.active.len() {
+                let class = self.active[at];
+                let c = &self.classes[class as usize];
+                // What is overwritten at once need not have happened.
+                if (c.overwrites && !first) || before.used(class) >= c.available {
+                    continue;
+                }
+                let Some(state) = before
+                    .state
+                    .apply(&c.action, c.outcome.as_ref())
+                    .filter(|s| s.lo <= self.bounds[before.versions as usize])
+                else {
+                    continue;
+                };
+                self.step()?;
+                let mut after = before.clone();
+                after.state = state;
+                after.use_one(class);
+                if !seen.insert(after.clone()) {
+                    continue;
+                }
+                if seen.len() + into.len() > MAX_CONFIGURATIONS {
+                    return Err(Exhausted);
+                }
+                let done = self.apply(&after, slot, item);
+                if done.is_none() || self.expiry {
+                    stack.push((after, false));
+                }
+                into.extend(done);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether some unanswered operation could leave what `item` was told.
+    fn can_be_helped(&self, item: usize) -> bool {
+        if self.expiry {
+            return true;
+        }
+        let available = || self.active.iter().map(|c| &self.classes[*c as usize]);
+        let value = match self.items[item].outcome {
+            Some(Outcome::Found { value, .. }) => value,
+            Some(Outcome::Absent) => {
+                return available()
+                    .any(|c| matches!(c.action, Action::Operation(Operation::Remove { .. })));
+            }
+            _ => return available().next().is_some(),
+        };
+        available().any(|c| match &c.action {
+            Action::Operation(Operation::Write { value: v, .. }) => *v == value,
+            Action::Operation(Operation::Increment { .. }) => {
+                matches!(value, Value::Number(_))
+            }
+            _ => false,
+        })
+    }
+
+    /// Drops what others cover, and stops counting what has taken effect everywhere.
+    fn tidy(&mut self, frontier: &mut Vec<Config>) {
+        if frontier.len() > 1 && frontier.len() <= MAX_COMPARED {
+            let mut at = 0;
+            while at < frontier.len() {
+                let covered = (0..frontier.len()).any(|o| {
+                    o != at
+                        && frontier[o].covers(&frontier[at])
+                        && (o < at || !frontier[at].covers(&frontier[o]))
+                });
+                if covered {
+                    frontier.swap_remove(at);
+                } else {
+                    at += 1;
+                }
+            }
+        }
+        let Some((one, others)) = frontier.split_first() else {
+            return;
+        };
+        if one.used.is_empty() {
+            return;
+        }
+        let everywhere: Used = one
+            .used
+            .iter()
+            .map(|&(class, n)| {
+                (
+                    class,
+                    others.iter().map(|c| c.used(class)).fold(n, u32::min),
+                )
+            })
+            .filter(|(_, n)| *n > 0)
+            .collect();
+        for &(class, n) in &everywhere {
+            self.classes[class as usize].available -= n;
+            for config in frontier.iter_mut() {
+                for used in &mut config.used {
+                    if used.0 == class {
+                        used.1 -= n;
+                    }
+                }
+            }
+        }
+        for config in frontier {
+            config.used.retain(|(_, n)| *n > 0);
+        }
+        let classes = &self.classes;
+        self.active.retain(|c| classes[*c as usize].available > 0);
+    }
+
+    /// Keeps what is likeliest to go on: what has used least of what is rare. Returns whether anything was left out.
+    fn narrow(&self, frontier: &mut Vec<Config>, width: Width) -> bool {
+        if frontier.len() <= width.alike {
+            return false;
+        }
+        let before = frontier.len();
+        let cost = |config: &Config| -> u64 {
+            config
+                .used
+                .iter()
+                .map(|&(class, n)| {
+                    u64::from(n) * 1000 / u64::from(self.classes[class as usize].available.max(1))
+                })
+                .sum()
+        };
+        frontier.sort_by_cached_key(cost);
+        let mut alike: HashMap<(State, Words), usize> = HashMap::new();
+        frontier.retain(|config| {
+            let n = alike
+                .entry((config.state, config.done.clone()))
+                .or_insert(0);
+            *n += 1;
+            *n <= width.alike
+        });
+        frontier.truncate(width.all);
+        frontier.len() < before
+    }
+
+    /// Makes classes one that have become the same since versions have gone on.
+    fn merge_classes(&mut self, frontier: &mut [Config]) {
+        let Some(lowest) = frontier.iter().map(|c| c.state.lo).min() else {
+            return;
+        };
+        let mut by_effect: HashMap<(Action, Option<Outcome>), u32> = HashMap::new();
+        for class in std::mem::take(&mut self.active) {
+            let c = &mut self.classes[class as usize];
+            forget_versions(&mut c.action, lowest);
+            c.overwrites = overwrites(&c.action, c.outcome.as_ref());
+            let into = *by_effect
+                .entry((c.action.clone(), c.outcome))
+                .or_insert(class);
+            if into == class {
+                self.active.push(class);
+                continue;
+            }
+            c.alias = Some(into);
+            let available = std::mem::take(&mut c.available);
+            self.classes[into as usize].available += available;
+            for config in &mut *frontier {
+                let used = config.used(class);
+                config.used.retain(|(c, _)| *c != class);
+                for _ in 0..used {
+                    config.use_one(into);
+                }
+            }
+        }
+    }
+}
+
+/// Rewrites the rules of an operation for an object whose version is at least `lowest` if it exists.
+fn forget_versions(action: &mut Action, lowest: u64) {
+    let Action::Operation(operation) = action else {
+        return;
+    };
+    let mut rules = operation.rules();
+    if rules.is_none() {
+        return;
+    }
+    if rules.at_most.is_some_and(|v| v < lowest) {
+        rules.at_most = None;
+    }
+    // It can only have another one.
+    if rules.other_than.is_some_and(|v| v < lowest) {
+        rules.other_than = None;
+        rules.exists = true;
+    }
+    if rules.exists {
+        rules.at_most = None;
+        rules.other_than = None;
+    }
+    *operation = operation.clone().unless(rules);
+}
+
+fn version(item: &Item) -> u64 {
+    item.outcome.as_ref().map_or(0, Outcome::version)
+}
+
+/// Whether the version that was told is that of a change, so that it was nobody's before.
+const fn gives_version(item: &Item) -> bool {
+    matches!(
+        item.outcome,
+        Some(Outcome::Written { .. } | Outcome::Added { .. })
+    )
+}
+
+fn overwrites(action: &Action, outcome: Option<&Outcome>) -> bool {
+    match action {
+        Action::Operation(operation @ (Operation::Write { .. } | Operation::Remove { .. })) => {
+            operation.rules().is_none() && outcome.is_none()
+        }
+        _ => false,
+    }
+}
+
+/// Which values anybody saw. Unanswered writes of all others differ in nothing that can be noticed.
+struct Seen {
+    values: HashSet<Value>,
+    numbers: BTreeSet<i64>,
+    /// What unanswered increments may add to a number in all, from and to; none: anything.
+    reach: Option<(i64, i64)>,
+    /// A number that stands for all from which no sum reaches one that was seen.
+    unseen: Option<u64>,
+}
+
+/// The value that stands for all that are no numbers and that nobody saw.
+pub(crate) const UNSEEN: Value = Value::Digest {
+    len: u32::MAX,
+    hash: 0,
+};
+
+impl Seen {
+    fn of(items: &[Item]) -> Self {
+        let mut this = Self {
+            values: HashSet::new(),
+            numbers: BTreeSet::new(),
+            reach: Some((0, 0)),
+            unseen: None,
+        };
+        for item in items {
+            match (&item.action, item.outcome) {
+                (_, Some(Outcome::Found { value, .. })) => {
+                    this.values.insert(value);
+                    if let Value::Number(n) = value {
+                        this.numbers.insert(n as i64);
+                    }
+                }
+                (
+                    Action::Operation(Operation::Increment { by, .. }),
+                    Some(Outcome::Added { value, .. }),
+                ) => match by {
+                    // It saw what was there before.
+                    Addend::I64(by) => {
+                        this.numbers.insert((value as i64).wrapping_sub(*by));
+                    }
+                    Addend::F64(_) => this.reach = None,
+                },
+                (Action::Operation(Operation::Increment { by, .. }), None) => {
+                    this.reach = this.reach.and_then(|(from, to)| match *by {
+                        Addend::I64(by) => {
+                            Some((from.checked_add(by.min(0))?, to.checked_add(by.max(0))?))
+                        }
+                        Addend::F64(_) => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        for item in items.iter().filter(|i| !i.must) {
+            if let Action::Operation(Operation::Write {
+                value: Value::Number(n),
+                ..
+            }) = item.action
+                && !this.can_be_seen(n)
+            {
+                this.unseen = Some(n);
+                break;
+            }
+        }
+        this
+    }
+
+    fn can_be_seen(&self, number: u64) -> bool {
+        let sums = self.reach.and_then(|(from, to)| {
+            let n = number as i64;
+            Some(n.checked_add(from)?..=n.checked_add(to)?)
+        });
+        sums.is_none_or(|sums| self.numbers.range(sums).next().is_some())
+    }
+
+    fn simplified(&self, action: &Action) -> Action {
+        let mut action = action.clone();
+        if let Action::Operation(Operation::Write { value, .. }) = &mut action {
+            match *value {
+                Value::Number(n) if !self.can_be_seen(n) => {
+                    *value = Value::Number(self.unseen.unwrap_or(n));
+                }
+                Value::Digest { .. } if !self.values.contains(value) => *value = UNSEEN,
+                Value::Number(_) | Value::Digest { .. } => {}
+            }
+        }
+        action
+    }
+}

@@ -1,0 +1,229 @@
+//! The search agrees with one that tries every order, on small histories, right and wrong ones.
+
+mod common;
+
+use common::{Config, Object, Rng, Sim, seeds, without_version};
+use kvstore_check::op::{NEVER, Operation, Outcome, Value};
+use kvstore_check::{KeyHistory, Op, Why, check_key};
+
+const SLACK: u64 = 40;
+
+/// Something that happens once, between two times.
+enum Step<'a> {
+    Op(&'a Op),
+    Tick(u64),
+}
+
+impl Step<'_> {
+    fn times(&self) -> (u64, u64) {
+        match self {
+            Step::Op(op) => (op.invoked, op.returned),
+            Step::Tick(t) => (t - SLACK, t + SLACK),
+        }
+    }
+
+    fn must(&self) -> bool {
+        match self {
+            Step::Op(op) => op.outcome.is_some(),
+            Step::Tick(_) => true,
+        }
+    }
+}
+
+/// Whether some order of all that must happen and some of what may explains every answer. Versions that nobody was told are tried,
+/// up to `most`.
+fn explained(
+    steps: &[Step<'_>],
+    done: &mut Vec<bool>,
+    object: &Object,
+    clock: u64,
+    most: u64,
+) -> bool {
+    let first_return = steps
+        .iter()
+        .zip(done.iter())
+        .filter(|(s, d)| s.must() && !**d)
+        .map(|(s, _)| s.times().1)
+        .min();
+    let Some(first_return) = first_return else {
+        return true;
+    };
+    for at in 0..steps.len() {
+        if done[at] || steps[at].times().0 > first_return {
+            continue;
+        }
+        done[at] = true;
+        let ok = match &steps[at] {
+            Step::Tick(t) => explained(steps, done, object, clock.max(*t), most),
+            Step::Op(op) => {
+                // The version of a change is the next one, or any later.
+                (object.floor..most).any(|below| {
+                    let mut next = object.clone();
+                    next.floor = below;
+                    let outcome = next.execute(&op.operation, clock);
+                    let changed = !outcome.is_observation();
+                    if !changed || matches!(outcome, Outcome::Removed { .. }) {
+                        // Versions do not move.
+                        if below != object.floor {
+                            return false;
+                        }
+                    }
+                    op.outcome.is_none_or(|told| fits(&told, &outcome))
+                        && explained(steps, done, &next, clock, most)
+                })
+            }
+        };
+        done[at] = false;
+        if ok {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether what was told is what happened, as far as it was told.
+fn fits(told: &Outcome, outcome: &Outcome) -> bool {
+    if told.version() == 0 {
+        let strip = |o: &Outcome| match *o {
+            Outcome::Rejected { reason, .. } => Outcome::Rejected { reason, version: 0 },
+            o => without_version(o),
+        };
+        strip(told) == strip(outcome)
+    } else {
+        told == outcome
+    }
+}
+
+fn brute(history: &KeyHistory) -> bool {
+    let mut steps: Vec<Step<'_>> = history.ops.iter().map(Step::Op).collect();
+    let mut times: Vec<u64> = history
+        .ops
+        .iter()
+        .filter_map(|op| match op.operation {
+            Operation::Write { expires, .. } if expires != NEVER => Some(expires),
+            _ => None,
+        })
+        .collect();
+    times.sort_unstable();
+    times.dedup();
+    steps.extend(times.into_iter().map(Step::Tick));
+    let told = history
+        .ops
+        .iter()
+        .filter_map(|op| op.outcome.as_ref().map(Outcome::version))
+        .max();
+    let ruled = history
+        .ops
+        .iter()
+        .map(|op| {
+            let rules = op.operation.rules();
+            rules.at_most.max(rules.other_than).unwrap_or(0)
+        })
+        .max();
+    let most = told.max(ruled).unwrap_or(0) + history.ops.len() as u64 + 1;
+    let mut done = vec![false; steps.len()];
+    explained(&steps, &mut done, &Object::default(), 0, most)
+}
+
+/// Makes some answer another one.
+fn disturb(history: &mut KeyHistory, rng: &mut Rng) {
+    let at = rng.below(history.ops.len() as u64) as usize;
+    let other = rng.below(history.ops.len() as u64) as usize;
+    let op = &history.ops[at];
+    let version = rng.below(5);
+    let any = |rng: &mut Rng| match rng.below(4) {
+        0 => Value::Number(1_000 * rng.below(3) + rng.below(3)),
+        _ => Value::Digest {
+            len: 100,
+            hash: rng.below(3),
+        },
+    };
+    let outcome = match (&op.operation, rng.below(4)) {
+        (_, 0) => None,
+        (Operation::Read { .. }, 1) | (Operation::Remove { .. }, 1) => Some(Outcome::Absent),
+        (Operation::Read { .. }, _) => Some(Outcome::Found {
+            value: any(rng),
+            version,
+        }),
+        (Operation::Write { .. }, _) => Some(Outcome::Written { version }),
+        (Operation::Remove { .. }, _) => Some(Outcome::Removed { version }),
+        (Operation::Increment { .. }, 1) => Some(Outcome::NotANumber),
+        (Operation::Increment { .. }, _) => Some(Outcome::Added {
+            value: 1_000 * rng.below(3) + rng.below(4),
+            version,
+        }),
+    };
+    match rng.below(3) {
+        0 => {
+            // Another time.
+            let moved = history.ops[other].invoked;
+            let op = &mut history.ops[at];
+            let length = op.returned.saturating_sub(op.invoked).min(300);
+            op.invoked = moved;
+            if op.outcome.is_some() {
+                op.returned = moved + length;
+            }
+        }
+        _ => {
+            let op = &mut history.ops[at];
+            op.outcome = outcome;
+            op.returned = match outcome {
+                None => NEVER,
+                Some(_) => op.returned.min(op.invoked + 300),
+            };
+        }
+    }
+}
+
+#[test]
+fn agrees_with_trying_every_order() {
+    let (mut right, mut wrong) = (0u64, 0u64);
+    for seed in seeds(30_000) {
+        let mut rng = Rng(seed ^ 0x5eed);
+        let mut sim = Sim::new(
+            seed,
+            Config {
+                clients: 2 + rng.below(3),
+                lost: rng.below(2) * 25,
+                versions: true,
+                expiring: if rng.chance(25) { 50 } else { 0 },
+                values: 3,
+                increments: rng.chance(60),
+                floats: true,
+                conditional: rng.chance(60),
+                slack: SLACK,
+            },
+        );
+        sim.run(3 + rng.below(4) as usize);
+        let mut history = sim.history;
+        if rng.chance(50) {
+            for op in &mut history.ops {
+                if rng.chance(70) {
+                    op.outcome = op.outcome.map(without_version);
+                }
+            }
+        }
+        for _ in 0..rng.below(3) {
+            disturb(&mut history, &mut rng);
+        }
+        let expected = brute(&history);
+        match check_key(&history, SLACK) {
+            Ok(()) => assert!(
+                expected,
+                "HYV_CHECK_SEED={seed}: accepted, but wrong: {history:#?}"
+            ),
+            Err(Why::NotLinearizable(violation)) => assert!(
+                !expected,
+                "HYV_CHECK_SEED={seed}: rejected, but right: {violation}\n{history:#?}"
+            ),
+            Err(gave_up) => panic!("HYV_CHECK_SEED={seed}: {gave_up:?}"),
+        }
+        *if expected { &mut right } else { &mut wrong } += 1;
+    }
+    if std::env::var_os("HYV_CHECK_SEED").is_none() {
+        assert!(
+            right > 5_000 && wrong > 5_000,
+            "{right} right, {wrong} wrong"
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! Correct histories are accepted.
+
+mod common;
+
+use common::{Config, Sim, seeds};
+use kvstore_check::op::{Operation, Outcome, Rules, Value};
+use kvstore_check::{Initial, KeyHistory, check_key};
+
+fn accept(what: &str, seed: u64, history: &KeyHistory, slack: u64) {
+    if let Err(why) = check_key(history, slack) {
+        panic!("{what}, HYV_CHECK_SEED={seed}: a correct history was not accepted: {why:?}");
+    }
+}
+
+#[test]
+fn of_any_kind() {
+    let kinds = [
+        ("plain", Config::default()),
+        (
+            "many clients",
+            Config {
+                clients: 24,
+                ..Config::default()
+            },
+        ),
+        (
+            "lost replies",
+            Config {
+                lost: 10,
+                ..Config::default()
+            },
+        ),
+        (
+            "lost replies, many clients",
+            Config {
+                lost: 10,
+                clients: 16,
+                ..Config::default()
+            },
+        ),
+        (
+            "without versions",
+            Config {
+                versions: false,
+                clients: 4,
+                ..Config::default()
+            },
+        ),
+        (
+            "without versions, lost replies",
+            Config {
+                versions: false,
+                clients: 3,
+                lost: 5,
+                conditional: false,
+                ..Config::default()
+            },
+        ),
+        (
+            "few values",
+            Config {
+                values: 3,
+                lost: 5,
+                ..Config::default()
+            },
+        ),
+        (
+            "expiry",
+            Config {
+                expiring: 40,
+                slack: 30,
+                ..Config::default()
+            },
+        ),
+        (
+            "expiry, lost replies",
+            Config {
+                expiring: 30,
+                lost: 3,
+                slack: 30,
+                clients: 4,
+                ..Config::default()
+            },
+        ),
+    ];
+    for (what, config) in kinds {
+        for seed in seeds(40) {
+            let slack = config.slack;
+            let mut sim = Sim::new(seed, config.clone());
+            sim.run(300);
+            accept(what, seed, &sim.history, slack);
+        }
+    }
+}
+
+#[test]
+fn long_on_one_key() {
+    // Clients die all the time: thousands of operations that may still take effect.
+    for seed in seeds(1) {
+        let mut sim = Sim::new(
+            seed,
+            Config {
+                clients: 16,
+                lost: 3,
+                floats: false,
+                ..Config::default()
+            },
+        );
+        sim.run(60_000);
+        accept("long", seed, &sim.history, 0);
+    }
+}
+
+#[test]
+fn that_begin_with_an_object() {
+    for seed in seeds(20) {
+        let mut sim = Sim::new(seed, Config::default());
+        sim.run(100);
+        sim.settle();
+        sim.history.ops.clear();
+        sim.history.initial = match sim.object.held {
+            Some((value, version, expires)) => Initial::Present {
+                value,
+                version,
+                expires,
+            },
+            None => Initial::AbsentAbove(sim.object.floor),
+        };
+        sim.run(100);
+        accept("known start", seed, &sim.history, 0);
+        sim.history.initial = Initial::Unknown;
+        accept("unknown start", seed, &sim.history, 0);
+    }
+}
+
+#[test]
+fn retries_are_one_operation() {
+    use kvstore_check::op::RequestId;
+    let mut sim = Sim::new(1, Config::default());
+    let add = sim.alone(Operation::add(1));
+    sim.alone(Operation::READ);
+    let request = RequestId {
+        client: 5,
+        sequence: 1,
+    };
+    // The first attempt's reply was lost, the second was answered with the recorded result, the third was refused.
+    let mut first = sim.history.ops[add].clone();
+    first.request = request;
+    first.outcome = None;
+    first.returned = u64::MAX;
+    first.client = 998;
+    sim.history.ops[add].request = request;
+    sim.history.ops[add].invoked += 1;
+    let mut third = sim.history.ops[add].clone();
+    third.outcome = Some(Outcome::Refused);
+    sim.history.ops.push(first);
+    sim.history.ops.push(third);
+    accept("retries", 1, &sim.history, 0);
+}
+
+#[test]
+fn a_refused_operation_says_nothing() {
+    let mut sim = Sim::new(1, Config::default());
+    sim.alone(Operation::write(Value::of(b"one")));
+    let refused = sim.alone(Operation::write(Value::of(b"two")).unless(Rules {
+        exists: true,
+        ..Rules::NONE
+    }));
+    sim.history.ops[refused].outcome = Some(Outcome::Refused);
+    sim.alone(Operation::READ);
+    accept("refused", 1, &sim.history, 0);
+}

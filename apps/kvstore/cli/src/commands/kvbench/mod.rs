@@ -1,0 +1,686 @@
+//! `kv bench`: workloads on a store: one that runs, or a guest of its own, a native server beside it, and Redis.
+
+mod bare;
+mod lanes;
+mod redis;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use hyv_host::accel::{AccelKind, AccelRequest};
+use hyv_host::program;
+use hyv_host::sys::{clock, cpu};
+use hyv_host::wire::WireConfig;
+use hyv_lab::{median, values};
+use hyv_verbs::{Context, Process};
+use kvstore::client::Client;
+use kvstore::limits::{EAGER_VALUE_BYTES, MAX_VALUE_BYTES};
+use kvstore::status::Status;
+use rustix::process::Pid;
+
+pub(super) use self::bare::{AgentArgs, agent};
+
+use self::bare::Bare;
+use self::lanes::{Check, Driver, Lane, Plan, Store, Until};
+use self::redis::RedisSide;
+use super::appliance::{self, Appliance, Boot, Booted, ModeChoice};
+use super::bench::{Server, collapse};
+use super::client::Where;
+use crate::bench::limits::{DEFAULT_FILL, DEFAULT_RECORDS, KEY_BYTES, MAX_CLIENTS, MAX_RECORDS};
+use crate::bench::report::{self, Report, Settings, WorkloadLine};
+use crate::bench::rpc::{self, Rpc};
+use crate::bench::workload::{Choice, Workload, chosen};
+use crate::report::{Accel, check_target, save};
+use crate::session;
+
+/// RAM of one connection: rings and buffers take some 300 KiB, staging for large values 6 MiB with its alignment.
+const CONNECTION_RAM: u64 = 8 << 20;
+/// Bytes of a record beside its value: key, header, padding, its part of the hash table.
+const RECORD_OVERHEAD: u64 = KEY_BYTES as u64 + 76;
+/// Guest memory that is not the store's, and what a store keeps back for its cleaner, at least.
+const GUEST_BESIDE: u64 = 64 << 20;
+/// Least RAM in which the guest serves. No more for few records: a scan goes through the hash table, and one that is mostly empty
+/// is slow to go through.
+const GUEST_LEAST: u64 = 64 << 20;
+
+/// Where the store that is measured runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Place {
+    Guest,
+    Native,
+}
+
+/// What it is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Rival {
+    Redis,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Where,
+    /// Workloads: YCSB's a to f, get-put (reads and writes of some share, uniform), all (a to f) [default: all; get-put with --vs]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    workload: Vec<Choice>,
+    /// Records in the store [default: 100000, or as many as a running store has room for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RECORDS)))]
+    records: Option<u32>,
+    /// Bytes of a value [default: 1000 (YCSB: ten fields of 100); 100 for get-put]
+    #[arg(long, value_name = "SIZE", value_parser = values::size, allow_negative_numbers = true)]
+    value_size: Option<u64>,
+    /// Share of reads in get-put, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = share, allow_negative_numbers = true)]
+    read_share: f64,
+    /// How long to measure each workload in each place
+    #[arg(long = "for", value_name = "TIME", value_parser = values::duration, default_value = "3s", conflicts_with = "operations")]
+    time: Duration,
+    /// Measure so many operations of each workload in each place
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    operations: Option<u64>,
+    /// Requests outstanding at once on each connection, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    in_flight: u8,
+    /// Connections
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CLIENTS)))]
+    clients: u16,
+    /// Measure stores of this command's own: guest, native, or both in alternating slices, with their ratio
+    /// [default: the instance that runs; without one, a guest]
+    #[arg(
+        long = "where",
+        value_name = "WHERE",
+        value_delimiter = ',',
+        conflicts_with = "instance"
+    )]
+    places: Vec<Place>,
+    /// Run the same on the machine's redis-server, in alternating slices with stores of this command's own
+    #[arg(long, value_name = "WHAT", conflicts_with = "instance")]
+    vs: Option<Rival>,
+    /// Write a report (`-` or nothing: standard output)
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+    /// Replays the draws of another run [default: another one each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// What runs the guest: auto, kvm or tcg
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    accel: AccelRequest,
+    /// Memory of a guest of this command's own [default: by the records]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    memory: Option<u64>,
+    /// CPUs to use, for example 0,1: the first for engine and client, the second for the server, a third for the client
+    #[arg(long, value_name = "CPUS")]
+    pin: Option<String>,
+    /// Who drives the engine: this process's client (inline) or a thread
+    #[arg(long, value_name = "auto|inline|thread", default_value = "auto")]
+    mode: ModeChoice,
+    /// The image to boot
+    #[arg(long, value_name = "PATH", env = "HYV_IMAGE", hide_env = true)]
+    image: Option<PathBuf>,
+    /// What to log: error, warn, info, debug or trace, or a filter such as hyv_host=debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    log: String,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a share is a number from 0 to 1, for example 0.95".to_owned()),
+    }
+}
+
+/// What is measured, after defaults.
+struct What {
+    workloads: Vec<Workload>,
+    value_size: usize,
+    seed: u64,
+}
+
+impl What {
+    fn of(args: &Args) -> Result<Self> {
+        let workloads = if !args.workload.is_empty() {
+            chosen(&args.workload)
+        } else if args.vs.is_some() {
+            vec![Workload::GetPut]
+        } else {
+            Workload::YCSB.to_vec()
+        };
+        let default = if workloads == [Workload::GetPut] {
+            100
+        } else {
+            1_000
+        };
+        let value_size = args.value_size.unwrap_or(default);
+        if value_size > MAX_VALUE_BYTES as u64 {
+            bail!("--value-size {value_size}: a value has at most {MAX_VALUE_BYTES} bytes");
+        }
+        Ok(Self {
+            workloads,
+            value_size: value_size as usize,
+            seed: args.seed.unwrap_or_else(|| clock::tsc() >> 8),
+        })
+    }
+
+    /// Bytes of memory for one record.
+    const fn record_bytes(&self) -> u64 {
+        self.value_size as u64 + RECORD_OVERHEAD
+    }
+}
+
+/// Runs it.
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    program::start_log(&args.log)?;
+    let what = What::of(args)?;
+    if let Some(path) = args.json.as_deref() {
+        check_target(path).map_err(anyhow::Error::msg)?;
+    }
+    let stop = program::stop_flag()?;
+    let own = !args.places.is_empty() || args.vs.is_some();
+    if !own && (args.place.names_one() || session::any_runs()?) {
+        return running(args, &what, &stop).map(|()| ExitCode::SUCCESS);
+    }
+    owned(args, &what, stop)
+}
+
+/// Measures the instance that runs.
+fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
+    let dir = session::find(args.place.instance())?;
+    let process = Process::connect(&dir, ram(args.clients), "kv")?;
+    let context = Context::open(process).context("cannot open the device")?;
+    let mut clients = rpc::connect(args.clients, || Ok(args.place.connect_by(&context)?))?;
+    let records = match args.records {
+        Some(records) => records,
+        None => {
+            let stats = clients[0].stats()?;
+            let room = stats.capacity_bytes.saturating_sub(stats.live_bytes) as f64 * DEFAULT_FILL;
+            ((room / what.record_bytes() as f64) as u32).clamp(1, DEFAULT_RECORDS)
+        }
+    };
+    eprintln!(
+        "measuring the instance in {}; its own records stay as they are",
+        dir.display()
+    );
+    let rpc = Rpc::new(clients, None, what.value_size)?;
+    let plan = plan(args, what, records, stop);
+    let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
+    let outcome = plan.load(&mut lanes[0], &|| Ok(())).and_then(|()| {
+        measure(args, what, &plan, &mut lanes, None, &|| Ok(()), &mut || {
+            Ok(())
+        })
+    });
+    // Also after Ctrl-C: what was put there for the measurement goes again.
+    let removed = plan.unload(&mut lanes[0]);
+    let (results, _) = outcome?;
+    removed?;
+    finish(args, what, records, results, Extras::default())
+}
+
+/// What only a measurement with servers of its own has.
+#[derive(Default)]
+struct Extras {
+    accel: Option<Accel>,
+    mode: Option<crate::report::Mode>,
+    floor: Option<report::Floors>,
+    ratios: Vec<report::RatioLine>,
+    redis: Option<report::RedisLine>,
+    speedup: Option<report::Speedup>,
+}
+
+/// Boots a guest, starts what else is measured, and measures.
+fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
+    let records = args.records.unwrap_or(DEFAULT_RECORDS);
+    let memory = match args.memory {
+        Some(memory) => memory,
+        None => memory_for(what, records),
+    };
+    let native = args.places.contains(&Place::Native);
+    let stores = 1 + 2 * u64::from(native) + u64::from(args.vs.is_some());
+    check_memory(memory, stores)?;
+    if args.vs.is_some() {
+        // A missing program shows before anything is booted.
+        crate::redis::server::program("redis-server")?;
+        crate::redis::server::program("redis-benchmark")?;
+    }
+    let port = args.place.port();
+    let lanes = if native { 3 } else { 1 };
+    let started = appliance::boot(Boot {
+        name: None,
+        prefix: "bench",
+        image: appliance::image_path(args.image.as_ref())?,
+        pin: args.pin.as_deref(),
+        mode: args.mode,
+        accel: args.accel,
+        memory,
+        port,
+        wire: WireConfig::default(),
+        log: &args.log,
+        measured: true,
+        client_ram: ram(args.clients) * lanes + bare::PARTNER_RAM,
+        stop,
+    })?;
+    let (appliance, client) = match started {
+        Booted::Up(up) => *up,
+        Booted::Failed(guest, e) => return appliance::guest_failed(guest, e),
+    };
+    eprintln!(
+        "{}: up in {:.0} ms under {}, {} of memory",
+        appliance.instance.dir().name(),
+        appliance.boot_ms,
+        appliance.accel,
+        values::bytes(memory)
+    );
+    let outcome = beside(args, what, records, &appliance, client, native);
+    if let Err(e) = outcome {
+        return match appliance.guest.qemu().exit_report() {
+            Some(_) => appliance::guest_failed(appliance.guest, e),
+            None => {
+                appliance::end(appliance)?;
+                Err(e)
+            }
+        };
+    }
+    appliance::end(appliance)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures the guest, and what else was asked for beside it.
+fn beside(
+    args: &Args,
+    what: &What,
+    records: u32,
+    appliance: &Appliance,
+    first: Client,
+    native: bool,
+) -> Result<()> {
+    // Children that are started from here on may run anywhere; this thread has its place.
+    let rival = match args.vs {
+        Some(Rival::Redis) => Some(RedisSide::start(&appliance.roles.guest)?),
+        None => None,
+    };
+    let all = cpu::allowed().unwrap_or_default();
+    cpu::pin_current(&appliance.roles.client).context("cannot run on the chosen CPU")?;
+    if let Err(e) = appliance.guest.qemu().pin_others(&appliance.roles.client) {
+        tracing::debug!("QEMU's other threads run anywhere: {e}");
+    }
+    let mut first = Some(first);
+    let clients = rpc::connect(args.clients, || match first.take() {
+        Some(client) => Ok(client),
+        None => Ok(args.place.connect_by(&appliance.context)?),
+    })?;
+    let window = Arc::clone(appliance.guest.qemu().window());
+    let pid =
+        Pid::from_raw(appliance.guest.qemu().pid().cast_signed()).context("QEMU has no pid")?;
+    let rpc = Rpc::new(clients, Some(window), what.value_size)?;
+    let mut lanes = vec![Lane::new("guest", Some(pid), Store::Rpc(rpc))];
+    let store_bytes = Status::read(&appliance.guest.qemu().window().user).store_bytes;
+    let mut servers = Vec::new();
+    if native {
+        for (i, place) in [(1u16, "native"), (2, "twin")] {
+            let (port, name) = (
+                args.place.port().wrapping_add(i).max(1),
+                format!("native-{i}"),
+            );
+            let mut server = Server::start(appliance, port, &name, store_bytes)?;
+            let clients = rpc::connect(args.clients, || server.connect(appliance, port))?;
+            let memory = appliance
+                .instance
+                .backend()
+                .user_memory(&name)
+                .context("the native server is gone")?;
+            let rpc = Rpc::new(clients, Some(Arc::clone(&memory.window)), what.value_size)?;
+            lanes.push(Lane::new(place, Some(server.pid), Store::Rpc(rpc)));
+            servers.push((server, memory));
+        }
+    }
+    let plan = plan(args, what, records, &appliance.stop);
+    let check = || super::bench::check(appliance);
+    // One at a time: servers that poll would share a core.
+    for lane in &lanes {
+        lane.pause()?;
+    }
+    for lane in &mut lanes {
+        lane.resume()?;
+        lane.drive(appliance.inline());
+        let loaded = plan.load(lane, &check);
+        lane.drive(None);
+        lane.pause()?;
+        loaded?;
+    }
+    // Where data lies now large pages can be made; a comparison of unlike pages would be one of pages.
+    collapse(appliance);
+    for (_, memory) in &servers {
+        let status = Status::read(&memory.window.user);
+        if let Err(e) = memory.ram.collapse(status.store_offset, status.store_bytes) {
+            tracing::debug!("a native store stays on small pages: {e}");
+        }
+    }
+    if let Some(rival) = &rival {
+        for (place, redis) in rival.connect(args.clients)? {
+            let mut lane = Lane::new(place, None, Store::Redis(redis));
+            // Both ways lead to the same server.
+            if place == redis::UNIX {
+                plan.load(&mut lane, &check)?;
+            }
+            lanes.push(lane);
+        }
+    }
+    // A guest that only lends the device to native servers is not measured.
+    let guest_too = args.places.is_empty() || args.places.contains(&Place::Guest);
+    let idle = if guest_too {
+        None
+    } else {
+        Some(lanes.remove(0))
+    };
+    // Bare messages are for one at a time, of what fits a message.
+    let mut bare = if plan.in_flight == 1 && what.value_size <= EAGER_VALUE_BYTES {
+        let port = args.place.port().wrapping_add(3).max(1);
+        let sizes = rpc::message_bytes(what.value_size);
+        Some(Bare::start(appliance, port, sizes)?)
+    } else {
+        None
+    };
+    let inline = || appliance.inline();
+    let mut given_up = false;
+    let mut beside = || {
+        let Some(bare) = bare.as_mut().filter(|_| !given_up) else {
+            return Ok(());
+        };
+        // A machine with other work may keep the other side from running; what has been found of it still counts.
+        if let Err(e) = bare.round(appliance.inline()) {
+            given_up = true;
+            eprintln!("bare SENDs are not measured any more: {e:#}");
+        }
+        super::bench::check(appliance)
+    };
+    let outcome = measure(
+        args,
+        what,
+        &plan,
+        &mut lanes,
+        Some(&inline),
+        &check,
+        &mut beside,
+    )
+    .and_then(|(results, ratios)| {
+        let found = match &rival {
+            None => None,
+            Some(rival) => Some(rival.throughput(
+                &plan,
+                what.workloads[0],
+                &mut lanes[0],
+                &inline,
+                &appliance.stop,
+            )?),
+        };
+        Ok((results, ratios, found))
+    });
+    for lane in lanes.iter().chain(&idle) {
+        lane.resume()?;
+    }
+    cpu::pin_current(&all).context("cannot run on all CPUs again")?;
+    let (results, ratios, found) = outcome?;
+    let (send_rtt_ns, two_lines_rtt_ns) = bare.as_mut().map_or((None, None), Bare::found);
+    let mut floors: Vec<f64> = lanes.iter().flat_map(Lane::floors).collect();
+    let mut extras = Extras {
+        accel: guest_too.then(|| match appliance.guest.qemu().accel() {
+            AccelKind::Kvm => Accel::Kvm,
+            AccelKind::Tcg => Accel::Tcg,
+        }),
+        mode: Some(appliance.mode),
+        floor: (!floors.is_empty()).then(|| report::Floors {
+            cache_line_rtt_ns: median(&mut floors),
+            two_lines_rtt_ns,
+            send_rtt_ns,
+            send_bytes: rpc::message_bytes(what.value_size),
+        }),
+        ratios,
+        ..Extras::default()
+    };
+    if let Some(line) = found {
+        extras.speedup = redis::speedup(&results, &line);
+        extras.redis = Some(line);
+    }
+    drop(lanes);
+    drop(idle);
+    drop(servers);
+    finish(args, what, records, results, extras)
+}
+
+type Found = (Vec<WorkloadLine>, Vec<report::RatioLine>);
+
+/// Runs each workload on all lanes.
+fn measure<'a>(
+    args: &Args,
+    what: &What,
+    plan: &Plan<'_>,
+    lanes: &mut [Lane<'a>],
+    inline: Option<Driver<'_, 'a>>,
+    check: &Check<'_>,
+    beside: &mut dyn FnMut() -> Result<()>,
+) -> Result<Found> {
+    let (mut results, mut ratios) = (Vec::new(), Vec::new());
+    let until = match args.operations {
+        Some(ops) => Until::Operations(ops),
+        None => Until::Time(args.time),
+    };
+    let out = |text: &str| {
+        if args.json.as_deref().is_some_and(|p| p.as_os_str() == "-") {
+            eprint!("{text}");
+        } else {
+            print!("{text}");
+        }
+    };
+    out(&format!("{}\n", report::head()));
+    for &workload in &what.workloads {
+        plan.alternate(workload, lanes, until, inline, check, beside)?;
+        for lane in lanes.iter().filter(|l| l.place != lanes::TWIN) {
+            let line = lane.line(workload);
+            out(&report::rows(&line));
+            if let Some(why) = &lane.tally.first_error {
+                eprintln!("{}: the first of its errors: {why}", lane.place);
+            }
+            results.push(line);
+        }
+        if let Some(line) = lanes::ratios(workload, lanes) {
+            for (name, interval) in [
+                ("guest / native, p50", line.p50),
+                ("guest / native, time per operation", line.time_per_op),
+                ("native / native, p50", line.aa_p50),
+                ("native / native, time per operation", line.aa_time_per_op),
+            ] {
+                out(&format!("  {}\n", report::interval(name, interval)));
+            }
+            ratios.push(line);
+        }
+    }
+    Ok((results, ratios))
+}
+
+fn finish(
+    args: &Args,
+    what: &What,
+    records: u32,
+    results: Vec<WorkloadLine>,
+    extras: Extras,
+) -> Result<()> {
+    if let Some(floor) = extras.floor {
+        eprintln!(
+            "floor: {:.0} ns for one cache line to the server's core and back",
+            floor.cache_line_rtt_ns
+        );
+        if let Some((two, sends)) = floor.two_lines_rtt_ns.zip(floor.send_rtt_ns) {
+            let [request, reply] = floor.send_bytes;
+            eprintln!(
+                "       {two:.0} ns for a line each way; {sends:.0} ns for bare SENDs of {request} and {reply} bytes, as a \
+                 read's request and reply"
+            );
+        }
+    }
+    if let Some(redis) = &extras.redis {
+        eprint!("{}", redis::shown(redis, extras.speedup));
+    }
+    let report = Report {
+        accel: extras.accel,
+        mode: extras.mode,
+        settings: Settings {
+            records,
+            value_size: what.value_size,
+            key_size: KEY_BYTES,
+            in_flight: u32::from(args.in_flight),
+            clients: args.clients,
+            read_share: args.read_share,
+            seed: what.seed,
+        },
+        floor: extras.floor,
+        results,
+        ratios: extras.ratios,
+        redis: extras.redis,
+        speedup: extras.speedup,
+    };
+    if let Some(path) = &args.json {
+        save(&report, path)?;
+    }
+    let errors: u64 = report
+        .results
+        .iter()
+        .flat_map(|l| &l.operations)
+        .map(|o| o.errors)
+        .sum();
+    if errors > 0 {
+        bail!("{errors} operations failed: see the table; the figures are not to be relied on");
+    }
+    Ok(())
+}
+
+fn plan<'a>(args: &Args, what: &What, records: u32, stop: &'a AtomicBool) -> Plan<'a> {
+    Plan {
+        records,
+        value_size: what.value_size,
+        read_share: args.read_share,
+        in_flight: u32::from(args.in_flight) * u32::from(args.clients),
+        seed: what.seed,
+        stop,
+    }
+}
+
+/// Memory of this process for so many connections to a server.
+fn ram(clients: u16) -> u64 {
+    (u64::from(clients) + 1) * CONNECTION_RAM
+}
+
+/// Memory of a guest whose store these records fill to less than two thirds.
+fn memory_for(what: &What, records: u32) -> u64 {
+    let data = u64::from(records) * what.record_bytes();
+    (data * 8 / 5 + GUEST_BESIDE)
+        .next_multiple_of(2 << 20)
+        .max(GUEST_LEAST)
+}
+
+/// Several stores of this size have to fit what the machine has free.
+fn check_memory(memory: u64, stores: u64) -> Result<()> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))
+        .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    if let Some(free) = free.map(|kb| kb << 10)
+        && memory.saturating_mul(stores) > free
+    {
+        bail!(
+            "{stores} stores of {} each do not fit the machine's free memory of {}: give fewer --records, a smaller \
+             --value-size, or --memory",
+            values::bytes(memory),
+            values::bytes(free)
+        );
+    }
+    Ok(())
+}
+
+/// Ends a measurement that was told to end.
+fn interrupted(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        bail!("bench: interrupted");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(words: &[&str]) -> Result<Args, clap::Error> {
+        Line::try_parse_from([&["bench"], words].concat()).map(|l| l.args)
+    }
+
+    #[test]
+    fn defaults_are_those_of_ycsb_and_of_the_mix() {
+        for (words, workloads, value_size) in [
+            (&[][..], 6, 1_000),
+            (&["--workload", "get-put"], 1, 100),
+            (&["--vs", "redis"], 1, 100),
+            (&["--workload", "a,get-put"], 2, 1_000),
+            (&["--workload", "A", "--value-size", "4K"], 1, 4_096),
+        ] {
+            let what = What::of(&args(words).expect("legal")).expect("legal");
+            assert_eq!(
+                (what.workloads.len(), what.value_size),
+                (workloads, value_size)
+            );
+        }
+    }
+
+    #[test]
+    fn json_stands_alone_or_with_a_file() {
+        let json = |words: &[&str]| args(words).expect("legal").json;
+        assert_eq!(json(&[]), None);
+        assert_eq!(json(&["--json"]), Some("-".into()));
+        assert_eq!(json(&["--json", "--for", "1s"]), Some("-".into()));
+        assert_eq!(json(&["--json", "r.json"]), Some("r.json".into()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for words in [
+            &["--read-share", "1.5"][..],
+            &["--read-share", "-0.1"],
+            &["--read-share", "most"],
+            &["--workload", "z"],
+            &["--records", "0"],
+            &["--records", "4294967295"],
+            &["--operations", "0"],
+            &["--operations", "5", "--for", "1s"],
+            &["--clients", "0"],
+            &["--clients", "65"],
+            &["--in-flight", "17"],
+            &["--where", "moon"],
+            &["--where", "guest", "--instance", "x"],
+            &["--vs", "memcached"],
+        ] {
+            assert!(args(words).is_err(), "{words:?}");
+        }
+        let large = args(&["--value-size", "1048577"]).expect("parsed");
+        assert!(What::of(&large).is_err_and(|e| e.to_string().contains("1048576")));
+    }
+
+    #[test]
+    fn memory_follows_the_records() {
+        let what = What::of(&args(&["--workload", "get-put"]).expect("legal")).expect("legal");
+        assert!((GUEST_LEAST..=GUEST_LEAST + (2 << 20)).contains(&memory_for(&what, 1)));
+        let million = memory_for(&what, 1_000_000);
+        assert!(million > 300 << 20 && million.is_multiple_of(2 << 20));
+        assert!(check_memory(u64::MAX / 2, 4).is_err());
+        assert!(check_memory(1 << 20, 4).is_ok());
+    }
+}
