@@ -231,7 +231,7 @@ impl Client {
         self.forget_places(restarted);
         self.queue.clear();
         self.unstaged.clear();
-        let mut again = heapless_order();
+        let mut again = no_order();
         let mut count = 0;
         for tag in 0..WINDOW as u16 {
             let slot = self.slots[usize::from(tag)];
@@ -249,7 +249,9 @@ impl Client {
             } else if lost {
                 self.end(tag, ClientError::OutcomeUnknown, each);
             } else {
-                self.slots[usize::from(tag)].state = State::Queued;
+                let waiting = &mut self.slots[usize::from(tag)];
+                waiting.state = State::Queued;
+                waiting.again |= waiting.tried;
                 again[count] = (slot.order, tag);
                 count += 1;
             }
@@ -289,6 +291,6 @@ impl Client {
 }
 
 /// Room for all slots with their order.
-const fn heapless_order() -> [(u64, u16); WINDOW] {
+const fn no_order() -> [(u64, u16); WINDOW] {
     [(0, 0); WINDOW]
 }

@@ -1,6 +1,5 @@
 //! What a client can ask for.
 
-use crate::limits::EAGER_VALUE_BYTES;
 use crate::proto::{Element, MultiOp};
 use crate::store::{DEFAULT_TABLE, Increment, NEVER, RejectRules};
 
@@ -57,7 +56,7 @@ pub enum Operation<'a> {
         cursor: u64,
         /// Most objects wanted; 0: as many as fit. A page may have fewer, even none, and not be the last.
         limit: u16,
-        /// Versions and values too; values over [`EAGER_VALUE_BYTES`] are left out.
+        /// Versions and values too; values over [`crate::limits::EAGER_VALUE_BYTES`] are left out.
         values: bool,
     },
     /// Many operations of one kind in one request: `Results`, for [`crate::proto::Results::parse`].
@@ -97,8 +96,6 @@ pub enum Operation<'a> {
         rounds: u32,
     },
 }
-
-const _: () = assert!(EAGER_VALUE_BYTES == 4096);
 
 impl<'a> Operation<'a> {
     /// A read without conditions.
