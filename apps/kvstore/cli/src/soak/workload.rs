@@ -124,7 +124,7 @@ impl Workload {
         // Some keys more than others, so that clients meet.
         let n = r.below(self.keys.hot).min(r.below(self.keys.hot));
         let key = Keys::hot(n);
-        let is_counter = n % 4 == 0;
+        let is_counter = n.is_multiple_of(4);
         let request = match r.below(100) {
             0..40 => Request::Read,
             40..50 => Request::Remove,
