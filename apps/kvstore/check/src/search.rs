@@ -170,8 +170,9 @@ impl Width {
     };
 
     /// Less and less is left out.
-    pub const STEPS: [Self; 3] = [
-        Self { alike: 4, all: 256 },
+    pub const STEPS: [Self; 4] = [
+        Self { alike: 1, all: 64 },
+        Self { alike: 8, all: 512 },
         Self {
             alike: 64,
             all: 4096,

@@ -1,5 +1,6 @@
 //! The store under test: `kv appliance` as a process of its own, so that nothing of it is in the supervisor.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,10 @@ use super::store::{self, Store};
 const BOOT: Duration = Duration::from_secs(60);
 /// How long it may take to end: it gives its guest 5 s.
 const ENDING: Duration = Duration::from_secs(15);
+/// How long after its guest it may take to notice and report.
+const DYING: Duration = Duration::from_secs(2);
+/// Last lines of what it said that an error shows.
+const LINES_SHOWN: usize = 20;
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -24,29 +29,35 @@ pub(super) struct Appliance {
     child: Child,
     dir: PathBuf,
     port: u16,
+    /// What it says, for when it ends by itself.
+    log: PathBuf,
     ended: Option<ExitStatus>,
 }
 
 impl Appliance {
-    /// Starts it. Its folder appears a little later.
-    pub fn start(config: &Config) -> Result<Self> {
+    /// Starts it; what it says goes to a file in `folder`. It does not serve yet.
+    pub fn start(config: &Config, folder: &Path) -> Result<Self> {
         let name = format!("soak-{}", std::process::id());
         let dir = RuntimeRoot::open()?.path().join(&name);
         let exe = std::env::current_exe().context("cannot find this program's own path")?;
+        let log = folder.join("appliance.log");
+        let said =
+            File::create_new(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let mut command = Command::new(exe);
         command
             .args(["appliance", "--name", &name])
             .args(["--port", &config.port.to_string()])
             .args(&config.appliance)
-            // It tells its users how to talk to it, and draws a line a second; only what is wrong matters here.
             .env_remove("HYV_COMMAND")
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(said);
         let child = spawn_bound(command, &[]).context("cannot start the appliance")?;
         Ok(Self {
             child,
             dir,
             port: config.port,
+            log,
             ended: None,
         })
     }
@@ -83,9 +94,28 @@ impl Appliance {
                 .context("cannot wait for the appliance")?;
         }
         match self.ended {
-            Some(status) => bail!("the appliance ended by itself ({status})"),
+            Some(status) => bail!(
+                "the appliance ended by itself ({status}); it said:\n{}",
+                self.said()
+            ),
             None => Ok(()),
         }
+    }
+
+    /// The same, if it is just ending too.
+    pub fn check_soon(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DYING;
+        while Instant::now() < deadline {
+            self.check()?;
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    fn said(&self) -> String {
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
     }
 
     /// Ends it in order. An error if it does not, or had ended before.
@@ -101,7 +131,10 @@ impl Appliance {
                 .context("cannot wait for the appliance")?;
             match self.ended {
                 Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("the appliance did not end well ({status})"),
+                Some(status) => bail!(
+                    "the appliance did not end well ({status}); it said:\n{}",
+                    self.said()
+                ),
                 None if Instant::now() > deadline => {
                     bail!("the appliance did not end within {ENDING:?}")
                 }

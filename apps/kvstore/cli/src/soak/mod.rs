@@ -93,10 +93,17 @@ pub fn run(config: &Config, stop: &AtomicBool) -> Result<()> {
     let (folder, temporary) = folder(config)?;
     println!("seed {}; histories in {}", config.seed, folder.display());
     let mut totals = Totals::default();
-    let mut soak = Soak::start(config, &folder, stop)?;
-    let outcome = soak.rounds(stop, &mut totals);
-    let ended = soak.appliance.end();
-    let outcome = outcome.and(ended);
+    let outcome = Soak::start(config, &folder, stop).and_then(|mut soak| {
+        let outcome = soak
+            .fill(stop)
+            .and_then(|()| soak.rounds(stop, &mut totals));
+        drop(soak.store);
+        match outcome {
+            Ok(()) => soak.appliance.end(),
+            // That the store is lost says less than why it ended.
+            Err(e) => soak.appliance.check_soon().and(Err(e)),
+        }
+    });
     println!(
         "{} in {} rounds: {} operations, {} clients killed, {} operations unanswered, {} moved by the cleaner: {}",
         duration(started.elapsed()),
@@ -115,7 +122,7 @@ pub fn run(config: &Config, stop: &AtomicBool) -> Result<()> {
     }
     outcome.with_context(|| {
         format!(
-            "the soak with seed {} ended; the histories of the last round are in {}",
+            "the soak with seed {} ended; what was recorded is in {}",
             config.seed,
             folder.display()
         )
@@ -171,9 +178,9 @@ struct Round {
 
 impl<'a> Soak<'a> {
     fn start(config: &'a Config, folder: &'a Path, stop: &AtomicBool) -> Result<Self> {
-        let mut appliance = Appliance::start(config)?;
+        let mut appliance = Appliance::start(config, folder)?;
         let store = appliance.connect(stop)?;
-        let mut soak = Self {
+        Ok(Self {
             config,
             appliance,
             store,
@@ -187,9 +194,7 @@ impl<'a> Soak<'a> {
             carried: Vec::new(),
             next_client: SUPERVISOR + 1,
             figures: Figures::default(),
-        };
-        soak.fill(stop)?;
-        Ok(soak)
+        })
     }
 
     /// Writes objects until as much of the store is live as is wanted.
