@@ -262,8 +262,10 @@ impl Process {
             .last();
         let end = end.unwrap_or(0);
         hello.name[..end].copy_from_slice(&name.as_bytes()[..end]);
-        rustix::net::send(&socket, hello.as_bytes(), SendFlags::NOSIGNAL)
-            .map_err(system("greet hyv-host"))?;
+        rustix::io::retry_on_intr(|| {
+            rustix::net::send(&socket, hello.as_bytes(), SendFlags::NOSIGNAL)
+        })
+        .map_err(system("greet hyv-host"))?;
         let (welcome, fds) = receive(&socket)?;
         if welcome.magic != HELLO_MAGIC {
             return Err(ConnectError::Protocol(
@@ -421,16 +423,19 @@ fn receive(socket: &OwnedFd) -> Result<(Welcome, Vec<OwnedFd>), ConnectError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(NUM_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut io = [io::IoSliceMut::new(&mut bytes)];
-    let got = rustix::net::recvmsg(socket, &mut io, &mut control, RecvFlags::CMSG_CLOEXEC)
-        .map_err(|e| match e {
-            rustix::io::Errno::AGAIN => {
-                ConnectError::Protocol("it did not answer in time; see its log")
-            }
-            rustix::io::Errno::CONNRESET => {
-                ConnectError::Protocol("it closed the session; see its log")
-            }
-            e => system("receive hyv-host's answer")(e),
-        })?;
+    // A socket with a time limit is interrupted even by a stop and its continuation (Ctrl-Z and fg, a debugger).
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut io, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })
+    .map_err(|e| match e {
+        rustix::io::Errno::AGAIN => {
+            ConnectError::Protocol("it did not answer in time; see its log")
+        }
+        rustix::io::Errno::CONNRESET => {
+            ConnectError::Protocol("it closed the session; see its log")
+        }
+        e => system("receive hyv-host's answer")(e),
+    })?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

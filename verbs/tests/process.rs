@@ -35,6 +35,8 @@ struct Answer {
     ram_len: u64,
     fds: usize,
     window_magic: u64,
+    /// The process stops and goes on before there is an answer.
+    stopped: bool,
 }
 
 fn good() -> Answer {
@@ -51,6 +53,7 @@ fn good() -> Answer {
         ram_len: RAM,
         fds: 5,
         window_magic: MAGIC,
+        stopped: false,
     }
 }
 
@@ -92,6 +95,9 @@ fn host(dir: &Path, answer: Answer) -> JoinHandle<Host> {
     thread::spawn(move || {
         let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
         let mut hello = [0; size_of::<Hello>()];
+        if answer.stopped {
+            stop_and_go_on();
+        }
         let (len, _) = rustix::net::recv(&socket, &mut hello, RecvFlags::empty()).unwrap();
         assert_eq!(len, size_of::<Hello>());
         let window = memfd(WINDOW_LEN as u64, answer.seals);
@@ -122,6 +128,19 @@ fn host(dir: &Path, answer: Answer) -> JoinHandle<Host> {
             hello,
         }
     })
+}
+
+/// Has this process stopped by a signal and continued by another, as Ctrl-Z and `fg` do.
+fn stop_and_go_on() {
+    let pid = std::process::id();
+    let done = std::process::Command::new("sh")
+        .args([
+            "-c",
+            &format!("kill -STOP {pid}; sleep 0.05; kill -CONT {pid}; sleep 0.05"),
+        ])
+        .status()
+        .unwrap();
+    assert!(done.success());
 }
 
 fn count(fd: &OwnedFd) -> u64 {
@@ -187,6 +206,18 @@ fn a_session_shares_memory_kicks_and_wakes() {
     process.wait(seen, None).unwrap();
     assert_ne!(process.wake_seen(), seen);
     process.wait(seen, None).unwrap();
+}
+
+#[test]
+fn a_process_that_is_stopped_while_it_waits_for_the_host_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let answer = Answer {
+        stopped: true,
+        ..good()
+    };
+    let served = host(dir.path(), answer);
+    Process::connect(dir.path(), RAM, "stopped").unwrap();
+    served.join().unwrap();
 }
 
 #[test]

@@ -143,12 +143,11 @@ fn a_known_place_takes_one_read_and_a_server_may_say_no() {
         }
         assert_eq!(client.read_one_sided(0, b"none").unwrap(), None);
         let counters = client.one_sided_counters();
-        // A machine that stops this thread for longer than memory rests leaves lookups to the server.
-        assert!(counters.by_table + counters.doubts >= 100, "{counters:?}");
-        assert!(
-            counters.direct + counters.doubts >= 100 * round,
-            "{counters:?}"
-        );
+        // A machine that stops this thread for longer than memory rests has lookups begin again, by the table, or leaves them to
+        // the server, which also forgets the place.
+        let disturbed = 2 * counters.doubts + counters.too_long;
+        assert!(counters.by_table + disturbed >= 100, "{counters:?}");
+        assert!(counters.direct + disturbed >= 100 * round, "{counters:?}");
         assert!(counters.misses + counters.doubts > round, "{counters:?}");
     }
     let asked = client.stats().unwrap().gets - gets;
