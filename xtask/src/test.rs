@@ -54,14 +54,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
         steps.run("build", || build::everything(paths))
     };
     let nextest = cargo::has_subcommand(&paths.root, "nextest");
-    let units = |filter: Option<&str>| {
-        host_tests(paths, nextest, filter, |command| {
-            command.arg("--workspace");
-            for package in GUEST_PACKAGES.iter().chain([&E2E]) {
-                command.args(["--exclude", package]);
-            }
-        })
-    };
+    let units = |filter: Option<&str>| host_tests(paths, nextest, filter, false);
     steps.run("unit and property tests", || cargo::run(units(filter)));
     // Three minutes on one core, while the next steps compile little by little.
     let fresh = (!options.quick && filter.is_none()).then(|| {
@@ -86,16 +79,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
             let skipped = paths.target.join("skipped");
             let _ = std::fs::remove_file(&skipped);
             steps.run("end to end", || {
-                let mut command = host_tests(paths, nextest, filter, |command| {
-                    command.args(["-p", E2E]);
-                    if nextest {
-                        command.args(["--test-threads", E2E_AT_ONCE]);
-                    }
-                });
+                let mut command = host_tests(paths, nextest, filter, true);
                 command.env("HYV_SKIPPED", &skipped);
                 if !nextest {
-                    command.args(["--", "--test-threads", E2E_AT_ONCE]);
+                    command.arg("--");
                 }
+                command.args(["--test-threads", E2E_AT_ONCE]);
                 cargo::run(command)
             });
             steps.skip_all(&std::fs::read_to_string(&skipped).unwrap_or_default());
@@ -135,21 +124,30 @@ fn check_steps(paths: &Paths, steps: &mut Steps) {
     });
 }
 
-/// A call that runs the tests of the packages that `select` adds.
-fn host_tests(
-    paths: &Paths,
-    nextest: bool,
-    filter: Option<&str>,
-    select: impl FnOnce(&mut Command),
-) -> Command {
+/// A call that runs the end-to-end tests, or all others of this machine's packages.
+fn host_tests(paths: &Paths, nextest: bool, filter: Option<&str>, end_to_end: bool) -> Command {
     let mut command = cargo(&paths.root);
     if nextest {
         // A crate without tests, or a filter that leaves none, is no failure.
         command.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]);
+        // One selection of packages, so that both calls agree on features: otherwise the second compiles everything again.
+        command.arg("--workspace");
+        for package in GUEST_PACKAGES {
+            command.args(["--exclude", package]);
+        }
+        let not = if end_to_end { "" } else { "not " };
+        command.args(["-E", &format!("{not}package({E2E})")]);
     } else {
         command.args(["test", "--no-fail-fast"]);
+        if end_to_end {
+            command.args(["-p", E2E]);
+        } else {
+            command.arg("--workspace");
+            for package in GUEST_PACKAGES.iter().chain([&E2E]) {
+                command.args(["--exclude", package]);
+            }
+        }
     }
-    select(&mut command);
     command.args(filter);
     command.envs(paths.environment());
     command
