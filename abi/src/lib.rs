@@ -25,4 +25,4 @@ pub mod types;
 pub mod window;
 
 /// Version of everything in this crate. Both sides refuse to talk to another one.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

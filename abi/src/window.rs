@@ -78,7 +78,10 @@ pub struct Header {
     pub host_time_ns: AtomicU64,
     /// Nonzero: the host asks the user to end (1: exit 0).
     pub shutdown: AtomicU32,
-    _pad1: [AtomicU8; 4096 - 256 - 20],
+    /// Counts up when the wake-up asked for in [`UserPage::wake_in_ns`] is given. The clocks of host and user differ: the user's own
+    /// does not tell whether it was.
+    pub timer_fired: AtomicU32,
+    _pad1: [AtomicU8; 4096 - 256 - 24],
 }
 
 /// What a user's `state` says.

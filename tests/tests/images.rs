@@ -1,7 +1,9 @@
 //! Images that judge themselves or do wrong, run by `hyv-host` as a user runs it.
 
+use std::time::{Duration, Instant};
+
 use hyv_e2e::{Accelerator, PATIENCE, Run, Sandbox, eventually, on_each_accelerator, programs};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Arguments of `hyv-host` for the test image and its `words`.
 fn arguments<'a>(accelerator: Accelerator, words: &[&'a str]) -> Vec<&'a str> {
@@ -43,6 +45,36 @@ fn table(accelerator: Accelerator, rows: &[(&[&str], i32, &[&str])]) {
     }
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
     sandbox.assert_clean();
+}
+
+/// A guest that cannot ask for its clock's rate measures it, also where it is kept from running most of the time: the interval timer that
+/// it measures with goes round every 55 ms.
+#[test]
+fn a_clock_is_right_that_was_measured_while_the_guest_was_stopped_again_and_again() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.hyv_host_command(["--image"]);
+    command
+        .arg(programs::test_image())
+        .args(arguments(Accelerator::Tcg, &["test=time"]));
+    let running = sandbox.spawn(command);
+    let mut qemu = None;
+    eventually("QEMU runs", || {
+        qemu = sandbox.guests().first().copied();
+        qemu.is_some()
+    });
+    let pid = qemu
+        .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        .unwrap();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        // It may have ended.
+        let _ = kill_process(pid, Signal::STOP);
+        std::thread::sleep(Duration::from_millis(60));
+        let _ = kill_process(pid, Signal::CONT);
+        std::thread::sleep(Duration::from_millis(6));
+    }
+    let run = running.wait(PATIENCE).ok();
+    assert!(run.err.contains("pass time"), "{}", run.story());
 }
 
 on_each_accelerator! {

@@ -114,6 +114,8 @@ pub fn halt(seen: u64) {
 
 /// When the wake-up that was asked of the host comes, on this guest's clock; 0 if none was asked.
 static ARMED: AtomicU64 = AtomicU64::new(0);
+/// The host's count of such wake-ups when it was asked.
+static FIRED: AtomicU32 = AtomicU32::new(0);
 
 /// Sleeps as [`halt`] does, but no longer than to `deadline`: the host's timer ends it. May return
 /// early. Looks at the
@@ -126,11 +128,15 @@ pub fn wait(seen: u64, deadline: Option<Instant>) {
         if at <= now {
             return;
         }
-        // An earlier wake-up that is still to come serves as well: its waiter comes back here.
-        let armed = ARMED.load(Relaxed);
-        if armed <= now || armed > at {
+        // An earlier wake-up that is still to come serves as well: its waiter comes back here. Where this guest's clock goes slower than
+        // the host's (calibrated under TCG), one that has come seems to be still to come: the host's count tells.
+        let (armed, fired) = (ARMED.load(Relaxed), FIRED.load(Relaxed));
+        let window = window();
+        let now_fired = window.header.timer_fired.load(Relaxed);
+        if armed <= now || armed > at || fired != now_fired {
             ARMED.store(at, Relaxed);
-            window()
+            FIRED.store(now_fired, Relaxed);
+            window
                 .user
                 .wake_in_ns
                 .store(at - now, core::sync::atomic::Ordering::Release);

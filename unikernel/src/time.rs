@@ -196,9 +196,19 @@ fn sample() -> Sample {
         })
 }
 
-/// Counts TSC ticks against channel 2 of the interval timer.
+/// Counts TSC ticks against channel 2 of the interval timer. 0: there is none, or no measurement was finished in time.
 fn calibrate() -> u64 {
+    (0..limits::CALIBRATION_TRIES)
+        .find_map(|_| calibrate_once())
+        .unwrap_or(0)
+}
+
+/// None: this vCPU was kept from running until the counter had passed 0, which it does after 55 ms, and how often it went round is not
+/// known.
+fn calibrate_once() -> Option<u64> {
     const PIT_HZ: u64 = 1_193_182;
+    /// Channel 2's output, high from when its counter reached 0.
+    const OUT: u8 = 1 << 5;
     let gate = port::read8(0x61);
     port::write8(0x61, gate & !0x02 | 0x01); // speaker off, gate on
     port::write8(0x43, 0xb0); // channel 2, both bytes, mode 0: counts down once
@@ -209,11 +219,17 @@ fn calibrate() -> u64 {
     loop {
         let end = sample();
         let counted = u64::from(start.count.wrapping_sub(end.count));
-        if counted >= wanted {
+        let expired = port::read8(0x61) & OUT != 0;
+        if expired || counted >= wanted {
             port::write8(0x61, gate);
+        }
+        if expired {
+            return None;
+        }
+        if counted >= wanted {
             let middle = |s: Sample| s.before + (s.after - s.before) / 2;
             let ticks = middle(end) - middle(start);
-            return (u128::from(ticks) * u128::from(PIT_HZ) / u128::from(counted)) as u64;
+            return Some((u128::from(ticks) * u128::from(PIT_HZ) / u128::from(counted)) as u64);
         }
     }
 }

@@ -59,41 +59,45 @@ pub(crate) fn time() -> Verdict {
             .host_time_ns
             .load(core::sync::atomic::Ordering::Acquire)
     };
-    // Start at a beat, so that both clocks are read at the same moment to some microseconds.
-    let next_beat = |last: u64| loop {
-        let t = host_now();
-        if t != last {
-            return (t, time::now_ns());
-        }
-    };
-    let (host0, guest0) = next_beat(host_now());
     let mut last = time::now_ns();
     let mut reads = 0_u64;
-    let (mut host1, mut guest1) = (host0, guest0);
-    while host1 - host0 < 1_000_000_000 {
-        (host1, guest1) = {
-            loop {
-                let now = time::now_ns();
-                if now < last {
-                    return Err(format!("the clock went back from {last} to {now}"));
-                }
-                last = now;
-                reads += 1;
-                let t = host_now();
-                if t != host1 {
-                    break (t, now);
-                }
+    let mut seen = host_now();
+    let mut next_beat = || loop {
+        let now = time::now_ns();
+        if now < last {
+            return Err(format!("the clock went back from {last} to {now}"));
+        }
+        last = now;
+        reads += 1;
+        let beat = host_now();
+        if beat != seen {
+            seen = beat;
+            return Ok((beat, now));
+        }
+    };
+    // A beat is seen too late when either side loses its core between the host's clock and this one, never too early: the least
+    // difference of a second is the one to believe.
+    let mut least = || {
+        let (from, now) = next_beat()?;
+        let (mut at, mut difference) = (from, now as i64 - from as i64);
+        let mut best = at;
+        while at - from < 1_000_000_000 {
+            let (beat, now) = next_beat()?;
+            at = beat;
+            if now as i64 - (beat as i64) < difference {
+                (difference, best) = (now as i64 - beat as i64, beat);
             }
-        };
-    }
-    let (host, guest) = (host1 - host0, guest1 - guest0);
-    let off_ppm = (guest as i64 - host as i64) * 1_000_000 / host as i64;
+        }
+        Ok::<_, String>((best, difference))
+    };
+    let (from, before) = least()?;
+    let (to, after) = least()?;
+    let off_ppm = (after - before) * 1_000_000 / (to - from) as i64;
     info!(
-        "tsc {} Hz, guest {guest} ns, host {host} ns, {off_ppm} ppm, {reads} readings",
+        "tsc {} Hz, {off_ppm} ppm off the host's clock, {reads} readings",
         time::tsc_hz()
     );
-    // Either side may lose its core between a beat and its reading: 50 ms on a busy machine.
-    if off_ppm.abs() > 50_000 {
+    if off_ppm.abs() > 20_000 {
         return Err(format!("guest and host clocks differ by {off_ppm} ppm"));
     }
     let start = Instant::now();

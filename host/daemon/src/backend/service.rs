@@ -303,6 +303,11 @@ impl Service {
                 }
                 Timer::Wake(key) => {
                     if let Some(user) = self.users.get(&key) {
+                        let fired = &user.memory.window.header.timer_fired;
+                        fired.store(
+                            fired.load(Ordering::Relaxed).wrapping_add(1),
+                            Ordering::Release,
+                        );
                         user.wake.wake();
                     }
                 }

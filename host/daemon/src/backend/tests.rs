@@ -612,11 +612,16 @@ fn a_user_is_woken_when_it_asked_to_be() {
     assert!(d.wake.wait(Some(PATIENCE)).unwrap() > 0);
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(20), "{took:?}");
+    // Said before the wake-up is seen, or the user would not ask again.
+    let fired = &d.window.header.timer_fired;
+    assert_eq!(fired.load(Ordering::Acquire), 1);
     // A later one takes the place of an earlier one; one that never comes does no harm.
     ask(u64::MAX);
     assert_eq!(d.wake.wait(Some(Duration::from_millis(30))).unwrap(), 0);
+    assert_eq!(fired.load(Ordering::Acquire), 1);
     ask(1);
     assert!(d.wake.wait(Some(PATIENCE)).unwrap() > 0);
+    assert_eq!(fired.load(Ordering::Acquire), 2);
 }
 
 #[test]
