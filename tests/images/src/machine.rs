@@ -1,7 +1,7 @@
 //! Life and death of an image, its arguments and its clock.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use core::time::Duration;
 
 use hyv_unikernel::log::{debug, error, info, warn};
