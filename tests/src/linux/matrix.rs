@@ -353,9 +353,13 @@ impl Work for Stock<'_> {
         let well = match program {
             Program::Rping => {
                 let data = output.text.matches("ping data: rdma-ping-").count();
-                // A server's status tells of the disconnection that ends it.
-                let ended = output.status == 0 || self.role == Role::Server;
-                ended && data == iterations as usize && said("DISCONNECT EVENT")
+                // A server waits for the disconnection, and its status tells of it. A client that has asked for it ends, and says so only
+                // if its other thread comes to run before.
+                let ended = match self.role {
+                    Role::Server => said("DISCONNECT EVENT"),
+                    Role::Client => output.status == 0,
+                };
+                ended && data == iterations as usize
             }
             _ => {
                 let bytes = u64::from(size) * u64::from(iterations) * 2;
