@@ -74,17 +74,31 @@ fn help_of_each_command_names_its_flags() {
     let sandbox = Sandbox::new();
     let place = ["--instance", "--port", "--timeout"];
     let with = |more: &[&'static str]| [&place[..], more].concat();
-    let table: [(&[&str], Vec<&str>); 11] = [
+    let table: [(&[&str], Vec<&str>); 13] = [
         (
             &["kvstore"],
             [&APPLIANCE[..], &["--mode"], &WIRE[..]].concat(),
         ),
-        (&["kv", "put"], with(&[])),
-        (&["kv", "get"], with(&[])),
-        (&["kv", "del"], with(&[])),
-        (&["kv", "list"], with(&[])),
-        (&["kv", "load"], with(&["--format", "--from-line"])),
-        (&["kv", "dump"], with(&["--format"])),
+        (
+            &["kv", "put"],
+            with(&[
+                "--table",
+                "--ttl",
+                "--expires",
+                "--if-absent",
+                "--if-version",
+            ]),
+        ),
+        (&["kv", "get"], with(&["--table"])),
+        (&["kv", "del"], with(&["--table", "--if-version"])),
+        (&["kv", "incr"], with(&["--table", "--if-version"])),
+        (&["kv", "table", "list"], with(&[])),
+        (&["kv", "list"], with(&["--table"])),
+        (
+            &["kv", "load"],
+            with(&["--table", "--format", "--from-line"]),
+        ),
+        (&["kv", "dump"], with(&["--table", "--format"])),
         (&["kv", "stats"], with(&["--json"])),
         (
             &["kv", "bench"],

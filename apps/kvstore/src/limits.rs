@@ -55,6 +55,12 @@ pub const QUARANTINE_MARGIN: u64 = 8;
 /// write.
 pub const MAX_SYNC_DROP_BUCKETS: usize = 4096;
 
+/// Entries up to so many bytes are moved in one go by the cleaner, some 10 us; longer ones in parts.
+pub const LARGE_MOVE_BYTES: usize = 64 << 10;
+
+/// Leases that expired which are ended in one slice of the cleaner: each has up to [`MAX_RESULTS`] records to let go of.
+pub const LEASES_PER_SLICE: usize = 8;
+
 /// Segments searched for expired objects on behalf of one write that finds the store full.
 pub const MAX_SYNC_SWEEPS: usize = 4;
 

@@ -54,7 +54,9 @@ pub use reply::{Reply, ReplyKind, entry_reply, immediate, immediate_tag};
 pub use request::{Key, Op, Request, Value, request_tag};
 pub use stats::{Class, STATS_COUNTERS, StatsReply, StatsView, emit_stats};
 pub use status::{Status, error_detail};
-pub use tables::{TABLES_HEADER_BYTES, TableEntry, Tables, TablesBuilder};
+pub use tables::{
+    TABLE_ENTRY_BYTES, TABLES_HEADER_BYTES, TableEntry, TableOperations, Tables, TablesBuilder,
+};
 
 /// Bytes of a request before anything optional.
 pub const REQUEST_HEADER_BYTES: usize = 6;

@@ -340,7 +340,8 @@ proptest! {
         }
         let mut tables = [0; 2000];
         let mut builder = TablesBuilder::new(&mut tables).unwrap();
-        let entry = TableEntry { id: b, objects: a, live_bytes: 3, name: "a name" };
+        let operations = TableOperations { reads: a, writes: 5, removes: a / 3, increments: 7 };
+        let entry = TableEntry { id: b, objects: a, live_bytes: 3, operations, name: "a name" };
         prop_assert!(builder.push(&entry) && builder.push(&entry));
         let tables_len = builder.finish(created);
         let tables = Tables::parse(&tables[..tables_len]).unwrap();

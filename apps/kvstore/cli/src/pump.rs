@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use hyv_rnic::cell::Inline;
-use kvstore::client::{Client, ClientError, Ticket};
+use kvstore::client::{Client, ClientError, Operation, Ticket};
 use kvstore::proto::{Reply, Status};
 
 /// How long a store may be silent while requests are outstanding.
@@ -20,6 +20,8 @@ pub struct Pump<'a> {
     pub client: &'a mut Client,
     /// With it, this thread drives the engine.
     pub inline: Option<Inline<'a>>,
+    /// The table that is loaded or read.
+    pub table: u32,
 }
 
 impl Pump<'_> {
@@ -148,7 +150,11 @@ impl<'a, 'b> Loader<'a, 'b> {
 
     fn send(&mut self, record: InFlight) -> Result<(), Refused> {
         loop {
-            match self.pump.client.start_put(&record.key, &record.value) {
+            match self.pump.client.submit(&Operation::write(
+                self.pump.table,
+                &record.key,
+                &record.value,
+            )) {
                 Ok(tag) => {
                     self.flight[usize::from(tag)] = Some(record);
                     return Ok(());
@@ -253,7 +259,7 @@ pub fn read_all<'k, E: From<ClientError>>(
         loop {
             // Large values first: there are few staging buffers, and small ones fill the rest of the window.
             let started = if let Some(&key) = large.last() {
-                match pump.client.start_get_large(key) {
+                match pump.client.submit_large_read(pump.table, key) {
                     Ok(tag) => {
                         large.pop();
                         Some((tag, key))
@@ -265,14 +271,16 @@ pub fn read_all<'k, E: From<ClientError>>(
                 None
             };
             let started = match (started, next) {
-                (None, Some(key)) if large.len() < 64 => match pump.client.start_get(key) {
-                    Ok(tag) => {
-                        next = keys.next();
-                        Some((tag, key))
+                (None, Some(key)) if large.len() < 64 => {
+                    match pump.client.submit(&Operation::read(pump.table, key)) {
+                        Ok(tag) => {
+                            next = keys.next();
+                            Some((tag, key))
+                        }
+                        Err(ClientError::WindowFull) => None,
+                        Err(e) => return Err(e.into()),
                     }
-                    Err(ClientError::WindowFull) => None,
-                    Err(e) => return Err(e.into()),
-                },
+                }
                 (started, _) => started,
             };
             let Some((tag, key)) = started else { break };

@@ -8,7 +8,7 @@ use hyv_verbs::WorkCompletion;
 
 use super::many::with_bits;
 use super::{Client, ClientError, FREE, Operation, Ticket, verb};
-use crate::proto::{Reply, Request, StatsReply, Status};
+use crate::proto::{Class, Reply, Request, StatsReply, Status, TableOperations};
 use crate::store::{DEFAULT_TABLE, Increment, Incremented, RejectRules};
 
 /// An object that was read.
@@ -49,6 +49,22 @@ pub struct Table {
     pub objects: u64,
     /// Bytes of their log entries.
     pub live_bytes: u64,
+    /// What was done to it.
+    pub operations: TableOperations,
+}
+
+/// How long the server took for the requests of a class, of which it samples some: from a request's completion to its reply's work
+/// request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceTimes {
+    /// Which requests.
+    pub class: Class,
+    /// Requests sampled.
+    pub samples: u64,
+    /// Median, 90th, 99th and 99.9th percentile, ns: upper bounds, 12% too high at most.
+    pub quantiles: [u64; 4],
+    /// The histogram: upper bound in ns, and samples, of each bucket that has any.
+    pub buckets: Vec<(u64, u32)>,
 }
 
 /// Times that a busy server is asked again, with [`BUSY_PAUSE`] in between.
@@ -397,6 +413,7 @@ impl Client {
                             name: table.name.into(),
                             objects: table.objects,
                             live_bytes: table.live_bytes,
+                            operations: table.operations,
                         })
                         .collect();
                     Some((page, tables.next()))
@@ -418,6 +435,28 @@ impl Client {
     pub fn stats(&mut self) -> Result<StatsReply, ClientError> {
         self.execute(&Operation::Stats, |reply| match reply {
             Reply::Stats(stats) => Some(stats.get()),
+            _ => None,
+        })
+    }
+
+    /// The server's counters, and the service times of each class of requests.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub fn stats_and_times(&mut self) -> Result<(StatsReply, Vec<ServiceTimes>), ClientError> {
+        self.execute(&Operation::Stats, |reply| match reply {
+            Reply::Stats(stats) => {
+                let times = Class::ALL.into_iter().map(|class| {
+                    let times = stats.times(class);
+                    ServiceTimes {
+                        class,
+                        samples: times.total(),
+                        quantiles: [500, 900, 990, 999].map(|p| times.quantile(p)),
+                        buckets: times.buckets().collect(),
+                    }
+                });
+                Some((stats.get(), times.collect()))
+            }
             _ => None,
         })
     }

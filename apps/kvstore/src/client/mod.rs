@@ -38,7 +38,7 @@ use crate::proto::{
     Key, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, MultiOp, Once, Page, ProtoError, Reply, Request,
     Results, Status, Value,
 };
-pub use blocking::{Object, PageOfKeys, PageOfObjects, Table};
+pub use blocking::{Object, PageOfKeys, PageOfObjects, ServiceTimes, Table};
 pub use error::ClientError;
 use error::verb;
 use link::{Link, WR_READ};

@@ -241,12 +241,20 @@ impl Client {
     /// # Errors
     /// As [`Client::submit`].
     pub fn start_get_large(&mut self, key: &[u8]) -> Result<Ticket, ClientError> {
+        self.submit_large_read(DEFAULT_TABLE, key)
+    }
+
+    /// The same of any table.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn submit_large_read(&mut self, table: u32, key: &[u8]) -> Result<Ticket, ClientError> {
         check_key(key)?;
         let staged = self.stage()?;
         let staging = self.staging();
         let remote = (key.len() > EAGER_KEY_BYTES).then(|| staging.fill_key(staged, key));
         let request = Request::Read {
-            table: DEFAULT_TABLE,
+            table,
             key: remote.map_or(Key::Inline(key), Key::Remote),
             rules: RejectRules::NONE,
             buffer: Some(staging.value(staged, MAX_VALUE_BYTES)),

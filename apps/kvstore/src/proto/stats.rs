@@ -65,6 +65,8 @@ counters! {
     tombstone_bytes,
     /// Bytes of values still being transferred.
     pending_bytes,
+    /// Bytes of results kept for requests that may be retried.
+    result_bytes,
     /// Bytes that the cleaner can reclaim.
     dead_bytes,
     /// Bytes ready for writing.
@@ -101,6 +103,8 @@ counters! {
     objects_expired,
     /// Clients with a lease.
     leases,
+    /// Results and leases that are in memory alone, because the log had no room: a replay would not know them.
+    unlogged,
     /// Reads answered, misses included; elements of multi-operations count one by one, here and below.
     gets,
     /// Reads and removes that found nothing.
@@ -194,6 +198,7 @@ impl StatsReply {
         self.live_bytes = stats.bytes.live;
         self.tombstone_bytes = stats.bytes.tombstones;
         self.pending_bytes = stats.bytes.pending;
+        self.result_bytes = stats.bytes.records;
         self.dead_bytes = stats.bytes.dead;
         self.free_bytes = stats.bytes.free;
         self.overhead_bytes = stats.bytes.overhead;
@@ -212,5 +217,6 @@ impl StatsReply {
         self.tombstones_dropped = stats.cleaner.tombstones_dropped;
         self.objects_expired = stats.cleaner.objects_expired;
         self.leases = stats.leases;
+        self.unlogged = stats.unlogged;
     }
 }

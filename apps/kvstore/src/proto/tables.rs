@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 0..4 | id of the last table on the page, if there are more; otherwise 2^32 - 1 |
 //! | 4..6 | number of tables |
-//! | then, per table | id (u32), objects (u64), live bytes (u64), bytes of the name (u8), name |
+//! | then, per table | id (u32), objects (u64), live bytes (u64), reads, writes, removes, increments (u64 each), bytes of the name (u8), name |
 
 use super::ProtoError;
 use super::cursor::{Reader, Writer};
@@ -13,6 +13,22 @@ use super::cursor::{Reader, Writer};
 pub const TABLES_HEADER_BYTES: usize = 6;
 
 const END: u32 = u32::MAX;
+
+/// What was done to a table since the server began; elements of multi-operations count one by one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableOperations {
+    /// Reads by request, misses included.
+    pub reads: u64,
+    /// Writes done.
+    pub writes: u64,
+    /// Removes that removed something.
+    pub removes: u64,
+    /// Increments done.
+    pub increments: u64,
+}
+
+/// Bytes of a table on a page, without its name.
+pub const TABLE_ENTRY_BYTES: usize = 4 + 6 * 8 + 1;
 
 /// A table, and what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +39,8 @@ pub struct TableEntry<'a> {
     pub objects: u64,
     /// Bytes of their log entries.
     pub live_bytes: u64,
+    /// What was done to it.
+    pub operations: TableOperations,
     /// Name.
     pub name: &'a str,
 }
@@ -30,6 +48,12 @@ pub struct TableEntry<'a> {
 impl<'a> TableEntry<'a> {
     fn parse(input: &mut Reader<'a>) -> Result<Self, ProtoError> {
         let (id, objects, live_bytes) = (input.u32()?, input.u64()?, input.u64()?);
+        let operations = TableOperations {
+            reads: input.u64()?,
+            writes: input.u64()?,
+            removes: input.u64()?,
+            increments: input.u64()?,
+        };
         let length = usize::from(input.u8()?);
         let name = core::str::from_utf8(input.take(length)?);
         let name = name.ok().filter(|name| !name.is_empty());
@@ -37,6 +61,7 @@ impl<'a> TableEntry<'a> {
             id,
             objects,
             live_bytes,
+            operations,
             name: name.ok_or(ProtoError::Field("name"))?,
         })
     }
@@ -128,10 +153,18 @@ impl<'a> TablesBuilder<'a> {
             out: self.out,
             at: self.at,
         };
+        let ops = table.operations;
+        let numbers = [
+            table.objects,
+            table.live_bytes,
+            ops.reads,
+            ops.writes,
+            ops.removes,
+            ops.increments,
+        ];
         let written = out
             .put(&table.id.to_le_bytes())
-            .and_then(|()| out.put(&table.objects.to_le_bytes()))
-            .and_then(|()| out.put(&table.live_bytes.to_le_bytes()))
+            .and_then(|()| numbers.iter().try_for_each(|n| out.put(&n.to_le_bytes())))
             .and_then(|()| out.put(&[length]))
             .and_then(|()| out.put(table.name.as_bytes()));
         if written.is_err() || self.count == u16::MAX {

@@ -426,7 +426,11 @@ impl Server {
         } = element;
         if job.op == MultiOp::Read {
             self.counters.gets += 1;
-            return match self.store.read(table, key, rules, now) {
+            let found = self.store.read(table, key, rules, now);
+            if found.is_ok() {
+                self.counts.of(table).reads += 1;
+            }
+            return match found {
                 Ok(Some(found)) => Ok(Some(ElementResult::Value {
                     version: found.version,
                     value: self.store.bytes(found.value()),
@@ -478,7 +482,16 @@ impl Server {
             }
         };
         match outcome {
-            Ok(outcome) => result_of(outcome).map(Some),
+            Ok(outcome) => {
+                let counts = self.counts.of(table);
+                match outcome {
+                    Outcome::Written { .. } => counts.writes += 1,
+                    Outcome::Removed { .. } => counts.removes += 1,
+                    Outcome::Incremented { .. } => counts.increments += 1,
+                    _ => {}
+                }
+                result_of(outcome).map(Some)
+            }
             Err(e) => match self.refusal(once, &e) {
                 (Status::Busy, _) => Ok(None),
                 refusal => Err(refusal),

@@ -108,6 +108,12 @@ pub const SMALL_BUFFERS: usize = 32;
 pub const SMALL_BYTES: usize = crate::proto::MAX_REPLY_BYTES;
 /// Bytes of all scratch buffers.
 pub const SCRATCH_REGION_BYTES: usize = LARGE_BUFFERS * LARGE_BYTES + SMALL_BUFFERS * SMALL_BYTES;
+/// Bytes of a value that arrived by address which are summed before others have their turn: some 10 us.
+pub const SUM_SLICE: usize = 64 << 10;
+/// What making one of them current is charged, in bytes to sum.
+pub const SUM_LEAST: usize = 1 << 10;
+/// Leases renewed in one round of maintenance, each a small write.
+pub const RENEWALS_PER_ROUND: usize = 32;
 /// Bytes cleaned between two turns when the log wants cleaning: some 20 us, what a request may wait behind it.
 pub const CLEAN_SLICE: usize = 64 << 10;
 /// The same while free segments are plenty: some 2 us, which nobody notices.

@@ -10,6 +10,7 @@
 //! | `connection` | one client: queue pair, what is in flight; and the groups that share receives |
 //! | `requests` | what each operation does to the store |
 //! | `rare` | pages, tables, statistics |
+//! | `counts` | what was done to each table |
 //! | `jobs` | multi-operations, in slices |
 //! | `transfers` | values and keys that travel by address |
 //! | `scratch` | buffers for what is put together or READ |
@@ -21,6 +22,7 @@
 mod accept;
 mod clock;
 mod connection;
+mod counts;
 mod jobs;
 pub mod limits;
 mod rare;
@@ -131,11 +133,14 @@ pub struct Server {
     serial: u32,
     scratch: Scratch,
     transfers: Vec<Option<Transfer>>,
+    /// Those whose value is in the log and not summed yet.
+    arrived: VecDeque<u32>,
     jobs: jobs::Jobs,
     drops: Vec<rare::PendingDrop>,
     listener: accept::Listener,
     config: ServerConfig,
     counters: Counters,
+    counts: counts::Counts,
     connected: usize,
     completions: Box<[WorkCompletion; POLL_BATCH]>,
     /// Some connection has requests that wait for room.
@@ -207,11 +212,13 @@ impl Server {
             serial: 0,
             scratch,
             transfers: Vec::new(),
+            arrived: VecDeque::new(),
             jobs: jobs::Jobs::default(),
             drops: Vec::new(),
             listener,
             config,
             counters: Counters::default(),
+            counts: counts::Counts::new(),
             connected: 0,
             completions: Box::new([WorkCompletion::EMPTY; POLL_BATCH]),
             any_deferred: false,
@@ -291,6 +298,9 @@ impl Server {
         for group in 0..self.groups.len() {
             n += self.poll_group(group);
         }
+        if !self.arrived.is_empty() {
+            self.sum_arrived();
+        }
         if self.jobs.any_ready() {
             self.run_jobs();
         }
@@ -308,7 +318,11 @@ impl Server {
 
     /// Whether there is something to do though nothing arrives.
     fn has_work(&self) -> bool {
-        self.jobs.any_ready() || self.any_deferred || self.any_broken || !self.drops.is_empty()
+        self.jobs.any_ready()
+            || !self.arrived.is_empty()
+            || self.any_deferred
+            || self.any_broken
+            || !self.drops.is_empty()
     }
 
     #[inline]
@@ -456,6 +470,7 @@ impl Server {
     pub fn flush(&mut self) {
         self.clock.refresh(&self.context);
         let now = self.clock.now;
+        let mut renewals = limits::RENEWALS_PER_ROUND;
         for conn in self.conns.iter_mut().flatten() {
             let link = &mut conn.link;
             let silent = now.saturating_sub(link.heard) >= limits::KEEPALIVE_NS;
@@ -466,10 +481,12 @@ impl Server {
             }
             self.any_broken |= link.broken;
             let client = &mut link.client;
-            if client.lease_until != 0
+            if renewals > 0
+                && client.lease_until != 0
                 && client.lease_until < now + limits::LEASE_NS / 2
                 && now.saturating_sub(link.heard) < 2 * limits::KEEPALIVE_NS
             {
+                renewals -= 1;
                 let until = now + limits::LEASE_NS;
                 // Busy now: again in the next round, of which there are hundreds before it expires.
                 if self.store.take_lease(client.id, until, now).is_ok() {

@@ -11,8 +11,8 @@ use super::requests::{Fate, Place};
 use super::{LogRegion, Server, scratch};
 use crate::limits::{MAX_KEY_BYTES, MAX_TABLE_NAME_BYTES};
 use crate::proto::{
-    PageBuilder, RemoteBuffer, Reply, ReplyKind, Request, StatsReply, Status, TABLES_HEADER_BYTES,
-    TableEntry, TablesBuilder, emit_stats, immediate,
+    PageBuilder, RemoteBuffer, Reply, ReplyKind, Request, StatsReply, Status, TABLE_ENTRY_BYTES,
+    TABLES_HEADER_BYTES, TableEntry, TablesBuilder, emit_stats, immediate,
 };
 use crate::store::{Cursor, Store, StoreError};
 
@@ -58,7 +58,7 @@ impl Server {
             }
             Request::Tables { after, buffer } => {
                 return self.answer(link, tag, ReplyKind::Tables, buffer, |server, out| {
-                    build_tables(&server.store, out, after)
+                    build_tables(server, out, after)
                 });
             }
             Request::Stats => {
@@ -88,7 +88,7 @@ impl Server {
 
     fn drop_table(&mut self, link: &mut Link, tag: u16, table: u32) {
         match self.store.drop_table(table, self.clock.now) {
-            Ok(()) => {}
+            Ok(()) => self.counts.forget(table),
             // Asked again while its objects are taken out.
             Err(_) if self.store.is_dropping(table) => {}
             Err(e) => return self.store_error(link, tag, None, e),
@@ -299,16 +299,13 @@ fn fill_page(
 }
 
 /// Fills a page of tables; gives its length.
-fn build_tables(
-    store: &Store<LogRegion>,
-    out: &mut [u8],
-    after: Option<u32>,
-) -> Result<usize, PageError> {
-    let needs = PageError::Needs(TABLES_HEADER_BYTES + 21 + MAX_TABLE_NAME_BYTES);
+fn build_tables(server: &Server, out: &mut [u8], after: Option<u32>) -> Result<usize, PageError> {
+    let needs = PageError::Needs(TABLES_HEADER_BYTES + TABLE_ENTRY_BYTES + MAX_TABLE_NAME_BYTES);
     let Ok(mut page) = TablesBuilder::new(out) else {
         return Err(needs);
     };
-    let mut tables: Vec<_> = store
+    let mut tables: Vec<_> = server
+        .store
         .tables()
         .filter(|table| after.is_none_or(|after| table.id > after))
         .collect();
@@ -318,6 +315,7 @@ fn build_tables(
             id: table.id,
             objects: table.objects,
             live_bytes: table.live_bytes,
+            operations: server.counts.get(table.id),
             name: table.name,
         };
         if !page.push(&entry) {

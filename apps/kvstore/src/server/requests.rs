@@ -151,10 +151,12 @@ impl Server {
             Ok(Some(found)) => found,
             Ok(None) => {
                 self.counters.misses += 1;
+                self.counts.of(table).reads += 1;
                 return self.failed(link, tag, Status::NotFound, 0);
             }
             Err(e) => return self.store_error(link, tag, None, e),
         };
+        self.counts.of(table).reads += 1;
         if found.value_len > EAGER_VALUE_BYTES {
             self.read_large(link, tag, &found, to);
             return;
@@ -258,6 +260,7 @@ impl Server {
         match self.store.write(write, self.clock.now) {
             Ok(version) => {
                 self.counters.puts += 1;
+                self.counts.of(write.table).writes += 1;
                 self.reply(link, tag, &Reply::Version(version));
                 Fate::Done
             }
@@ -317,9 +320,11 @@ impl Server {
         once: Option<RequestId>,
         reservation: crate::store::Reservation,
     ) {
+        let table = reservation.table();
         match self.store.commit(reservation, self.clock.now) {
             Ok(version) => {
                 self.counters.puts += 1;
+                self.counts.of(table).writes += 1;
                 self.reply(link, tag, &Reply::Version(version));
             }
             Err(e) => self.store_error(link, tag, once, e),
@@ -340,6 +345,7 @@ impl Server {
         match self.store.remove(table, key, rules, once, self.clock.now) {
             Ok(Some(version)) => {
                 self.counters.dels += 1;
+                self.counts.of(table).removes += 1;
                 self.reply(link, tag, &Reply::Version(version));
             }
             Ok(None) => {
@@ -367,6 +373,7 @@ impl Server {
         match self.store.increment(table, key, by, rules, once, now) {
             Ok(done) => {
                 self.counters.increments += 1;
+                self.counts.of(table).increments += 1;
                 let reply = Reply::Incremented {
                     version: done.version,
                     bits: done.value.bits(),

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use hyv_verbs::{RemoteAddr, SendOp, Sge};
 
 use super::connection::{Connection, Link, kind};
+use super::limits::{SUM_LEAST, SUM_SLICE};
 use super::region::received;
 use super::requests::{Fate, Place};
 use super::{Server, buffer_offset, scratch};
@@ -92,11 +93,12 @@ impl Server {
             .and_then(Option::take);
         match transfer.map(|transfer| transfer.stage) {
             None => {}
-            Some(Stage::Value {
-                tag,
-                once,
-                reservation,
-            }) => self.commit(&mut conn.link, tag, once, reservation),
+            Some(stage @ Stage::Value { .. }) => {
+                // Its turn comes among others': what is long is summed in slices.
+                let slot = conn.link.slot();
+                self.transfers[index as usize] = Some(Transfer { slot, stage });
+                self.arrived.push_back(index);
+            }
             Some(Stage::Key {
                 scratch: buffer,
                 key_len,
@@ -119,6 +121,48 @@ impl Server {
         }
     }
 
+    /// Sums a slice of the values that have arrived in the log, in the order of their arrival; with its last byte summed a value is there.
+    pub(super) fn sum_arrived(&mut self) {
+        let mut left = SUM_SLICE;
+        while left > 0
+            && let Some(&index) = self.arrived.front()
+        {
+            let transfer = &mut self.transfers[index as usize];
+            if let Some(Transfer {
+                stage: Stage::Value { reservation, .. },
+                ..
+            }) = transfer
+            {
+                let before = reservation.unsummed();
+                self.store.sum_value(reservation, left);
+                left -= before - reservation.unsummed();
+                if reservation.unsummed() > 0 {
+                    return;
+                }
+            }
+            self.arrived.pop_front();
+            // A short one costs more than its bytes.
+            left = left.saturating_sub(SUM_LEAST);
+            let Some(Transfer { slot, stage }) = self.transfers[index as usize].take() else {
+                continue;
+            };
+            let conn = self.conns.get_mut(slot).and_then(Option::take);
+            if let (
+                Some(mut conn),
+                Stage::Value {
+                    tag,
+                    once,
+                    reservation,
+                },
+            ) = (conn, stage)
+            {
+                self.commit(&mut conn.link, tag, once, reservation);
+                self.any_broken |= conn.link.broken;
+                self.conns[slot] = Some(conn);
+            }
+        }
+    }
+
     /// Gives up what a connection's READs were for, at its end.
     pub(super) fn drop_transfers(&mut self, link: &mut Link) {
         for i in 0..self.transfers.len() {
@@ -127,6 +171,7 @@ impl Server {
                 .is_some_and(|t| t.slot == link.slot())
                 && let Some(t) = self.transfers[i].take()
             {
+                self.arrived.retain(|arrived| *arrived != i as u32);
                 self.counters.errors += 1;
                 match t.stage {
                     Stage::Value { reservation, .. } => {

@@ -6,7 +6,9 @@
 use super::entry::{EntryHeader, key_at};
 use super::index::COUNTERS;
 use super::mem::touch;
+use super::relocate::Relocation;
 use super::segment::{Segment, State};
+use super::victim::Moved;
 use super::{Store, StoreError};
 use crate::limits::{
     CLEANER_RESERVE_SEGMENTS, MAX_SYNC_VICTIMS, SEGMENTS_PER_REGION, SLACK_FRACTION,
@@ -20,7 +22,7 @@ const FETCH_ENTRIES: usize = 16;
 const SCAN_COST_BYTES: usize = 64;
 
 /// What looking at one bucket for objects of dropped tables is charged: its line, and one of the log for each entry.
-const BUCKET_COST_BYTES: usize = 8 * 64;
+pub(crate) const BUCKET_COST_BYTES: usize = 8 * 64;
 
 /// What a victim must give to be worth it, in halves of a segment's 1/[`SLACK_FRACTION`].
 const LEAST_GAIN_IN_BACKGROUND: u64 = 2;
@@ -34,6 +36,7 @@ const STARVED_FACTOR: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Cleaner {
     victim: Option<Victim>,
+    pub(crate) relocation: Option<Relocation>,
     /// Dead objects in the log, over all segments.
     pub(crate) dead_objects: u64,
     /// Bytes that died since the store was opened.
@@ -284,10 +287,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         (segment_bytes * halves / (2 * SLACK_FRACTION as u64)).max(1)
     }
 
-    /// Bytes that cleaning `segment` is expected to free.
+    /// Bytes that cleaning `segment` is expected to free. Without what the cleaner itself could not fill: else a store full of
+    /// entries that do not pack would be moved for ever.
     fn gain(&self, segment: &Segment) -> u64 {
-        let payload = self.log.layout.payload_bytes() as u64;
-        payload.saturating_sub(self.kept(segment))
+        let packed = self.log.layout.payload_bytes() as u64 - u64::from(segment.unpackable);
+        packed.saturating_sub(self.kept(segment))
     }
 
     /// Bytes that cleaning `segment` is expected to move. How many tombstones are still needed shows only when they are looked
@@ -388,8 +392,13 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             };
             let hash = ahead.hashes[ahead.next % FETCH_ENTRIES];
             ahead.next += 1;
-            match self.clean_entry(start + cursor, &header, hash, segment, now) {
+            let left = budget.saturating_sub(*spent);
+            match self.clean_entry(start + cursor, &header, hash, segment, (left, now)) {
                 Moved::Bytes(bytes) => *spent += SCAN_COST_BYTES + bytes,
+                Moved::Part(bytes) => {
+                    *spent += SCAN_COST_BYTES + bytes;
+                    return Step::OutOfBudget;
+                }
                 Moved::Blocked => return Step::Blocked,
                 Moved::Lost => return self.leave_alone(segment),
             }
@@ -437,18 +446,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Leaves a segment alone whose entries cannot be followed: what the table refers to in it still serves reads.
     #[cold]
     fn leave_alone(&mut self, segment: u32) -> Step {
+        self.give_up_relocation();
         self.log.segments[segment as usize].state = State::Damaged;
         self.cleaner.victim = None;
         Step::Finished
     }
-}
-
-/// What became of one entry of a victim.
-pub(crate) enum Moved {
-    /// Done, with so many bytes copied.
-    Bytes(usize),
-    /// No survivor to move to.
-    Blocked,
-    /// Live, but the table does not know it.
-    Lost,
 }

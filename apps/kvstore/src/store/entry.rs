@@ -17,7 +17,7 @@
 //! The state word is written last and cleared first: an entry whose state word says live is complete, and current.
 
 use super::mem::{load_u16, load_u32, load_u64, order, store_u32, store_u64};
-use crate::crc::crc32c;
+use crate::crc::{Sum, crc32c};
 use thiserror::Error;
 
 /// Bytes of an entry before its key.
@@ -227,7 +227,7 @@ impl EntryHeader {
     const fn checked_end(&self) -> usize {
         match self.kind {
             EntryKind::Tombstone => ENTRY_HEADER_BYTES + self.key_len as usize,
-            EntryKind::Pending => ENTRY_HEADER_BYTES,
+            EntryKind::Pending | EntryKind::Abandoned => ENTRY_HEADER_BYTES,
             _ => self.span_bytes(),
         }
     }
@@ -299,6 +299,17 @@ impl<'a> Entry<'a> {
 #[inline(always)]
 pub(crate) fn seal(bytes: &mut [u8], header: &EntryHeader) {
     let crc = crc32c(&bytes[CHECKED..header.checked_end()]);
+    seal_as(bytes, header, crc);
+}
+
+/// The same where the bytes after the header have been summed before.
+pub(crate) fn seal_summed(bytes: &mut [u8], header: &EntryHeader, rest: &Sum) {
+    let crc = rest.after(&bytes[CHECKED..ENTRY_HEADER_BYTES]);
+    seal_as(bytes, header, crc);
+}
+
+#[inline(always)]
+fn seal_as(bytes: &mut [u8], header: &EntryHeader, crc: u32) {
     store_u32(bytes, CRC, crc);
     order();
     store_u64(bytes, 0, header.state);

@@ -52,11 +52,15 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// Makes room for a write from what has expired. Returns whether more may be gained that way.
     pub(crate) fn sweep_expired_for_write(&mut self, now: u64) -> bool {
+        let (mut spent, budget) = (0, self.cleaner.budget_for_write);
         for _ in 0..MAX_SYNC_SWEEPS {
             if self.sweep.is_none() && !self.begin_sweep(now, true) {
                 return false;
             }
-            self.continue_sweep(&mut 0, usize::MAX, now);
+            self.continue_sweep(&mut spent, budget, now);
+            if self.sweep.is_some() {
+                return true;
+            }
         }
         self.begin_sweep(now, true)
     }

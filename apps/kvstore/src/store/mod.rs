@@ -16,7 +16,7 @@
 //! | `layout`, `segment`, [`entry`], `index` | the bytes: superblock, segments of the log, entries, the hash table |
 //! | `write`, `remove`, `reserve`, `space` | changes, and the room for them |
 //! | `tables`, `rules`, `number`, `expiry`, `once` | the object model: tables, reject rules, numbers, expiry, exactly-once |
-//! | `cleaner`, `victim` | the cleaner: what to do, and what becomes of each entry |
+//! | `cleaner`, `victim`, `relocate` | the cleaner: what to do, what becomes of each entry, how a large one is moved |
 //! | `enumerate`, `stats`, `audit`, `replay` | all objects of a table; accounts; rebuilding a store from its log |
 //! | [`onesided`] | how somebody reads who can only READ the region |
 //!
@@ -52,6 +52,7 @@ mod layout;
 mod mem;
 mod number;
 mod once;
+mod relocate;
 mod remove;
 mod replay;
 mod reserve;

@@ -14,7 +14,7 @@ use super::ids::IdIndex;
 use super::mem::{load_u64, store_u64};
 use super::tables::DIRECTORY;
 use super::{Increment, RejectReason, RejectRules, Store, StoreError};
-use crate::limits::{MAX_LEASES, MAX_RESULTS};
+use crate::limits::{LEASES_PER_SLICE, MAX_LEASES, MAX_RESULTS};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -209,6 +209,10 @@ impl Leases {
         let clients = self.list.iter().enumerate();
         self.by_client
             .rebuild(clients.map(|(place, lease)| (lease.client, place as u32)));
+        self.renew_bound();
+    }
+
+    fn renew_bound(&mut self) {
         let expiries = self.list.iter().map(|lease| lease.expires);
         self.next_expiry = expiries.min().unwrap_or(u64::MAX);
     }
@@ -292,7 +296,8 @@ fn lease_key(client: u64) -> [u8; 14] {
 
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Gives `client` a lease until `expires` (ns), or renews the one it has. Ids must never be used again, so they come from
-    /// a counter that survives, or from at least 64 random bits. On a full store the lease is kept in memory alone.
+    /// a counter that survives, or from at least 64 random bits. On a full store the lease is kept in memory alone, and on a busy one
+    /// if it is to be renewed and three quarters of it are over: no client loses its lease because a store is busy for long.
     ///
     /// Errors: too many clients; [`StoreError::Busy`] as for [`Self::write`].
     pub fn take_lease(&mut self, client: u64, expires: u64, now: u64) -> Result<(), StoreError> {
@@ -306,12 +311,21 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         match self.put_directory(&lease_key(client), &[], expires, now) {
             Ok(_) => {}
             Err(StoreError::Full { .. }) => self.unlogged += 1,
+            Err(StoreError::Busy)
+                if known.is_some_and(|place| {
+                    let left = self.leases.list[place].expires.saturating_sub(now);
+                    left < expires.saturating_sub(now) / 4
+                }) =>
+            {
+                self.unlogged += 1;
+            }
             Err(error) => return Err(error),
         }
         match self.leases.by_client.find(client) {
             Some(place) => {
+                // When the first expires is only a lower bound from now on, and found anew when it is reached.
                 self.leases.list[place].expires = expires;
-                self.leases.reindex();
+                self.leases.next_expiry = self.leases.next_expiry.min(expires);
             }
             None => self.leases.add(client, expires),
         }
@@ -329,7 +343,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         Ok(())
     }
 
-    /// Clients with a lease.
+    /// Clients with a lease, expired ones included that were not taken away yet.
     #[must_use]
     pub fn leases(&self) -> usize {
         self.leases.len()
@@ -342,24 +356,33 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
     }
 
-    /// Ends leases that have expired.
+    /// Ends leases that have expired, as many as one slice may.
     pub(crate) fn end_expired_leases(&mut self, now: u64) {
-        let mut place = 0;
-        while let Some(lease) = self.leases.list.get(place) {
+        let (mut place, mut ended) = (0, 0);
+        while let Some(lease) = self.leases.list.get(place)
+            && ended < LEASES_PER_SLICE
+        {
             if lease.expires <= now {
                 self.forget_lease(place);
+                ended += 1;
             } else {
                 place += 1;
             }
         }
-        self.leases.reindex();
+        if ended > 0 {
+            self.leases.reindex();
+        } else {
+            self.leases.renew_bound();
+        }
     }
 
-    /// Drops the results of leases that have expired, for a write that needs the room. No lease is moved: the write may hold a
-    /// [`Ticket`].
-    pub(crate) fn drop_expired_results(&mut self, now: u64) {
+    /// Drops the results of some leases that have expired, for a write that needs the room. No lease is moved: the write may hold a
+    /// [`Ticket`]. Returns whether there may be more.
+    pub(crate) fn drop_expired_results(&mut self, now: u64) -> bool {
+        let mut dropped = 0;
         for place in 0..self.leases.list.len() {
-            if self.leases.list[place].expires > now {
+            let lease = &self.leases.list[place];
+            if lease.expires > now || lease.kept.iter().all(|kept| kept.record == 0) {
                 continue;
             }
             for index in 0..MAX_RESULTS {
@@ -367,7 +390,12 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 let record = core::mem::replace(kept, EMPTY).record;
                 self.drop_record(record);
             }
+            dropped += 1;
+            if dropped == LEASES_PER_SLICE {
+                return true;
+            }
         }
+        false
     }
 
     /// What is known of a request, whose client has seen the results of all before `first_incomplete`: those are dropped.

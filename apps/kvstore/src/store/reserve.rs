@@ -1,12 +1,14 @@
 //! Reservations: log space for a value that a transport writes, and what becomes of it.
 
 use super::entry::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_EXPIRES, STATE_LIVE, entry_bytes, key_at, seal,
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_EXPIRES, STATE_LIVE, entry_bytes, key_at,
+    seal, seal_summed,
 };
 use super::mem::store_u64;
 use super::once::{RECORD_BYTES, Ticket};
 use super::write::object_bytes;
 use super::{NEVER, Outcome, RejectRules, RequestId, Store, StoreError, Write};
+use crate::crc::Sum;
 use core::ops::Range;
 
 /// Log space for a value that something else will write. Give it back by [`Store::commit`] or [`Store::abort`]; until then
@@ -23,6 +25,9 @@ pub struct Reservation {
     generation: u64,
     rules: RejectRules,
     once: Option<RequestId>,
+    /// Checksum of the key and of the first `summed` bytes of the value.
+    sum: Sum,
+    summed: usize,
 }
 
 impl Reservation {
@@ -31,6 +36,18 @@ impl Reservation {
     pub const fn value(&self) -> Range<usize> {
         let start = self.entry + ENTRY_HEADER_BYTES + self.key_len;
         start..start + self.value_len
+    }
+
+    /// The table that it is for.
+    #[must_use]
+    pub const fn table(&self) -> u32 {
+        self.table
+    }
+
+    /// Bytes of the value that [`Store::sum_value`] has not summed yet.
+    #[must_use]
+    pub const fn unsummed(&self) -> usize {
+        self.value_len - self.summed
     }
 
     const fn object_bytes(&self) -> usize {
@@ -96,6 +113,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             generation: 0,
             rules: *rules,
             once,
+            sum: Sum::default(),
+            summed: 0,
         };
         let bytes = reservation.bytes();
         self.admit(hash, table, key, bytes, now)?;
@@ -104,6 +123,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.emit_unfinished(&reservation, EntryKind::Pending);
         let mem = &mut self.region.as_mut()[entry..entry + bytes];
         mem[ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + key.len()].copy_from_slice(key);
+        reservation.sum.add(key);
         let segment = self.log.segment_at(entry);
         segment.pending += bytes as u32;
         segment.open_reservations += 1;
@@ -127,11 +147,24 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         seal(mem, &header);
     }
 
+    /// Sums up to `budget` more bytes of a reservation's value, all of which must have been written. What is left is
+    /// summed by [`Self::commit`], in one go.
+    pub fn sum_value(&self, reservation: &mut Reservation, budget: usize) {
+        let value = reservation.value();
+        let from = value.start + reservation.summed;
+        let to = value.end.min(from.saturating_add(budget));
+        if let Some(bytes) = self.region.as_ref().get(from..to) {
+            reservation.sum.add(bytes);
+            reservation.summed += bytes.len();
+        }
+    }
+
     /// Makes a reservation whose value has been written the current object of its key. Returns its version.
     ///
     /// Errors: a reject rule holds by now, or the table was dropped: then the reservation is given up; the reservation is another store's.
-    pub fn commit(&mut self, reservation: Reservation, now: u64) -> Result<u64, StoreError> {
+    pub fn commit(&mut self, mut reservation: Reservation, now: u64) -> Result<u64, StoreError> {
         self.close(&reservation)?;
+        self.sum_value(&mut reservation, usize::MAX);
         let ticket = reservation.once.and_then(|id| self.resume(id));
         match self.commit_closed(&reservation, ticket, now) {
             Ok(version) => Ok(version),
@@ -189,11 +222,13 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         header.state |= STATE_LIVE;
         let mem = &mut self.region.as_mut()[entry..entry + bytes];
         header.emit(mem);
+        let mut sum = reservation.sum;
         if reservation.expires != NEVER {
             let at = reservation.value().end - entry;
             store_u64(mem, at, reservation.expires);
+            sum.add(&reservation.expires.to_le_bytes());
         }
-        seal(mem, &header);
+        seal_summed(mem, &header, &sum);
         self.publish(
             place,
             hash,

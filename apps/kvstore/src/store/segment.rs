@@ -58,6 +58,9 @@ pub(crate) struct Segment {
     pub(crate) epoch: u64,
     /// Survivor only: sum of bytes times epoch of what was moved in.
     epoch_weight: u64,
+    /// Bytes at its end that stayed unused because the next entry moved did not fit: to move its entries once more would gain
+    /// none of them.
+    pub(crate) unpackable: u32,
 }
 
 impl Segment {
@@ -78,6 +81,7 @@ impl Segment {
             freed_at: 0,
             epoch,
             epoch_weight: 0,
+            unpackable: 0,
         }
     }
 
@@ -280,6 +284,15 @@ impl Log {
         Some((at, segment.generation))
     }
 
+    /// Gives back the last `bytes` that were taken of the survivor, at `at`.
+    pub(crate) fn take_back(&mut self, mem: &mut [u8], at: usize, bytes: usize) {
+        let segment = self.segment_at(at);
+        debug_assert_eq!(segment.state, State::Open);
+        segment.used -= bytes as u32;
+        self.bytes.free += bytes as u64;
+        store_u64(mem, at, 0);
+    }
+
     /// Replaces the head or the survivor by a free segment. False: none is free.
     pub(crate) fn roll(&mut self, mem: &mut [u8], target: Target, safe_version: u64) -> bool {
         let Some(new) = self.open(mem, safe_version) else {
@@ -293,6 +306,7 @@ impl Log {
             }
             Target::Survivor => {
                 if let Some(old) = self.survivor.replace(new) {
+                    self.segments[old as usize].unpackable = self.room(old) as u32;
                     self.seal(old);
                 }
             }

@@ -105,11 +105,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         if fits(self) {
             return Ok(());
         }
-        if self.leases.any_expired(now) {
-            self.drop_expired_results(now);
-        }
+        let mut more = self.leases.any_expired(now) && self.drop_expired_results(now);
         self.sweep_dropped_for_write();
-        let more = self.sweep_expired_for_write(now);
+        more |= self.sweep_expired_for_write(now);
         if fits(self) {
             Ok(())
         } else if more || self.tables.has_dropped() {

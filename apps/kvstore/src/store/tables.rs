@@ -8,6 +8,7 @@
 //! until then they count as live. A one-sided reader looks at nothing but an object's state word, so whoever serves such readers
 //! acknowledges a drop when [`Store::is_dropping`] says that all of them are cleared.
 
+use super::cleaner::BUCKET_COST_BYTES;
 use super::entry::{key_at, table_at};
 use super::ids::IdIndex;
 use super::index::Slot;
@@ -336,6 +337,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// Makes room from dropped tables for a write that found none.
     pub(crate) fn sweep_dropped_for_write(&mut self) {
-        self.sweep_dropped(MAX_SYNC_DROP_BUCKETS);
+        let affordable = self.cleaner.budget_for_write / BUCKET_COST_BYTES;
+        self.sweep_dropped(affordable.clamp(1, MAX_SYNC_DROP_BUCKETS));
     }
 }

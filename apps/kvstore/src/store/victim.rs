@@ -2,7 +2,6 @@
 //! survivor, the rest is left behind.
 
 use super::Store;
-use super::cleaner::Moved;
 use super::entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FLAG_EXPIRES, STATE_LIVE, clear_live, entry_bytes,
     expires_at, key_at, seal, set_state, version_at,
@@ -11,6 +10,18 @@ use super::index::Index;
 use super::once::request_of;
 use super::segment::Target;
 
+/// What became of one entry of a victim.
+pub(crate) enum Moved {
+    /// Done, with so many bytes copied.
+    Bytes(usize),
+    /// So many bytes of it were copied, and the slice's budget is spent.
+    Part(usize),
+    /// No survivor to move to.
+    Blocked,
+    /// Live, but the table does not know it.
+    Lost,
+}
+
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     pub(crate) fn clean_entry(
         &mut self,
@@ -18,18 +29,22 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         header: &EntryHeader,
         hash: u64,
         victim: u32,
-        now: u64,
+        (budget, now): (usize, u64),
     ) -> Moved {
+        if header.kind != EntryKind::Object || !header.is_live() {
+            self.give_up_relocation();
+        }
         match header.kind {
             EntryKind::Object if header.is_live() => {
                 let expires = header.flags & FLAG_EXPIRES != 0 && !self.is_current(entry, now);
                 if expires && self.expire(entry, header) {
+                    self.give_up_relocation();
                     return match EntryHeader::parse(&self.region.as_ref()[entry..]) {
                         Ok(tombstone) => self.move_tombstone(entry, &tombstone, hash, victim),
                         Err(_) => Moved::Lost,
                     };
                 }
-                self.move_object(entry, header, hash, victim)
+                self.move_object(entry, header, hash, victim, budget)
             }
             EntryKind::Object => {
                 self.index.uncount_dead(self.region.as_mut(), hash);
@@ -46,7 +61,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
     }
 
-    fn survivor_space(&mut self, bytes: usize) -> Option<(usize, u64)> {
+    pub(super) fn survivor_space(&mut self, bytes: usize) -> Option<(usize, u64)> {
         let mem = self.region.as_mut();
         if !self.log.fits(Target::Survivor, bytes)
             && !self.log.roll(mem, Target::Survivor, self.safe_version)
@@ -56,17 +71,24 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.append(mem, Target::Survivor, bytes)
     }
 
-    fn move_object(&mut self, entry: usize, header: &EntryHeader, hash: u64, victim: u32) -> Moved {
+    fn move_object(
+        &mut self,
+        entry: usize,
+        header: &EntryHeader,
+        hash: u64,
+        victim: u32,
+        budget: usize,
+    ) -> Moved {
         let bytes = header.total_bytes();
         let mem = self.region.as_ref();
         let Some(slot) = self.index.find(mem, hash, |found| found == entry) else {
             return Moved::Lost;
         };
-        let Some((to, generation)) = self.survivor_space(bytes) else {
-            return Moved::Blocked;
+        let (to, generation, part) = match self.copy_object(entry, header, budget) {
+            Ok(copied) => (copied.to, copied.generation, copied.part),
+            Err(moved) => return moved,
         };
         let mem = self.region.as_mut();
-        mem.copy_within(entry + 8..entry + bytes, to + 8);
         set_state(&mut mem[to..], generation << 1 | STATE_LIVE);
         // Who has found the old place is sent to look again, before the new one can become outdated.
         clear_live(mem, entry);
@@ -81,8 +103,9 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             from.expiring -= bytes as u32;
             self.log.segment_at(to).note_expiry(bytes, expires);
         }
-        self.log.bytes.dead += bytes as u64;
-        self.moved(bytes, epoch)
+        self.log.age_survivor(bytes, epoch);
+        self.cleaner.bytes_moved += part as u64;
+        Moved::Bytes(part)
     }
 
     fn move_record(&mut self, entry: usize, header: &EntryHeader, victim: u32) -> Moved {

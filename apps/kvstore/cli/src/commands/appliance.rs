@@ -425,6 +425,7 @@ fn work(args: &Args, appliance: &mut Appliance, client: &mut Client, facts: Fact
         let mut pump = Pump {
             client,
             inline: appliance.inline(),
+            table: kvstore::store::DEFAULT_TABLE,
         };
         let start = Instant::now();
         let stored = load_file(

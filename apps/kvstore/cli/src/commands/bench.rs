@@ -237,6 +237,7 @@ pub(super) fn run(
         let pump = Pump {
             client,
             inline: appliance.inline(),
+            table: kvstore::store::DEFAULT_TABLE,
         };
         let mut target = Target::new(pump, Arc::clone(appliance.guest.qemu().window()))?;
         target.pump.inline = None;
@@ -340,6 +341,7 @@ fn compare<'a>(
             let pump = Pump {
                 client,
                 inline: appliance.inline(),
+                table: kvstore::store::DEFAULT_TABLE,
             };
             Target::new(pump, Arc::clone(&memory.window))?
         };

@@ -1,6 +1,6 @@
-//! The client's commands: put, get, del, list, load, dump, stats.
+//! The client's commands for whole tables: list, load, dump; and where they find the store.
 
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use hyv_host::program;
 use hyv_verbs::{Context, Gid};
 use kvstore::client::{Client, ClientConfig, ClientError};
 
+use super::object::InTable;
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
 use crate::session;
@@ -31,7 +32,7 @@ pub(super) struct Where {
 }
 
 impl Where {
-    fn connect(&self) -> Result<Client> {
+    pub fn connect(&self) -> Result<Client> {
         session::connect(
             &session::find(self.instance.as_deref())?,
             self.port,
@@ -76,53 +77,15 @@ impl Where {
 }
 
 #[derive(clap::Args, Debug)]
-pub(super) struct PutArgs {
-    #[command(flatten)]
-    place: Where,
-    /// The key
-    key: String,
-    /// The value; `-` reads it from standard input
-    value: String,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct GetArgs {
-    #[command(flatten)]
-    place: Where,
-    /// The key
-    key: String,
-    /// Print the version too, on standard error
-    #[arg(long)]
-    version: bool,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct DelArgs {
-    #[command(flatten)]
-    place: Where,
-    /// The key
-    key: String,
-}
-
-#[derive(clap::Args, Debug)]
 pub(super) struct ListArgs {
     #[command(flatten)]
-    place: Where,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct StatsArgs {
-    #[command(flatten)]
-    place: Where,
-    /// As one JSON object
-    #[arg(long)]
-    json: bool,
+    place: InTable,
 }
 
 #[derive(clap::Args, Debug)]
 pub(super) struct LoadArgs {
     #[command(flatten)]
-    place: Where,
+    place: InTable,
     /// The file; `-` is standard input
     file: PathBuf,
     /// Its format (default: by its ending, .tsv or .jsonl)
@@ -136,7 +99,7 @@ pub(super) struct LoadArgs {
 #[derive(clap::Args, Debug)]
 pub(super) struct DumpArgs {
     #[command(flatten)]
-    place: Where,
+    place: InTable,
     /// The file; `-` is standard output
     file: PathBuf,
     /// Its format (default: by its ending, .tsv or .jsonl)
@@ -144,51 +107,15 @@ pub(super) struct DumpArgs {
     format: Option<Format>,
 }
 
-pub(super) fn put(args: &PutArgs) -> Result<ExitCode> {
-    let value = if args.value == "-" {
-        let mut value = Vec::new();
-        // One byte more than fits, so that too much is noticed and not stored cut off.
-        io::stdin()
-            .take(kvstore::limits::MAX_VALUE_BYTES as u64 + 1)
-            .read_to_end(&mut value)?;
-        value
-    } else {
-        args.value.clone().into_bytes()
-    };
-    args.place.connect()?.put(args.key.as_bytes(), &value)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn get(args: &GetArgs) -> Result<ExitCode> {
-    let Some(object) = args.place.connect()?.get(args.key.as_bytes())? else {
-        eprintln!("error: no such key: {}", args.key);
-        return Ok(ExitCode::FAILURE);
-    };
-    if args.version {
-        eprintln!("version {}", object.version);
-    }
-    let mut out = io::stdout().lock();
-    out.write_all(&object.value)?;
-    if out.is_terminal() && !object.value.ends_with(b"\n") {
-        out.write_all(b"\n")?;
-    }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn del(args: &DelArgs) -> Result<ExitCode> {
-    if args.place.connect()?.del(args.key.as_bytes())?.is_none() {
-        eprintln!("error: no such key: {}", args.key);
-        return Ok(ExitCode::FAILURE);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Calls `each` with every key.
-fn all_keys(client: &mut Client, mut each: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+fn all_keys(
+    client: &mut Client,
+    table: u32,
+    mut each: impl FnMut(Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        let page = client.list(at)?;
+        let page = client.keys(table, at)?;
         page.keys.into_iter().try_for_each(&mut each)?;
         cursor = page.next;
     }
@@ -196,35 +123,13 @@ fn all_keys(client: &mut Client, mut each: impl FnMut(Vec<u8>) -> Result<()>) ->
 }
 
 pub(super) fn list(args: &ListArgs) -> Result<ExitCode> {
-    let mut client = args.place.connect()?;
+    let (mut client, table) = args.place.connect()?;
     let mut out = BufWriter::new(io::stdout().lock());
-    all_keys(&mut client, |key| {
+    all_keys(&mut client, table, |key| {
         out.write_all(&key)?;
         Ok(out.write_all(b"\n")?)
     })?;
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn stats(args: &StatsArgs) -> Result<ExitCode> {
-    let stats = args.place.connect()?.stats()?;
-    if args.json {
-        let map: serde_json::Map<String, serde_json::Value> = stats
-            .fields()
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v.into()))
-            .collect();
-        println!("{}", serde_json::Value::from(map));
-    } else {
-        for (name, value) in stats.fields() {
-            let human = if name.ends_with("_bytes") {
-                format!("  ({})", values::bytes(value))
-            } else {
-                String::new()
-            };
-            println!("{name:<20} {value}{human}");
-        }
-    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -397,11 +302,12 @@ pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
         Some(format::open(&args.file, args.format)?)
     });
     let stop = program::stop_flag()?;
-    let mut client = args.place.connect()?;
+    let (mut client, table) = args.place.connect()?;
     let start = Instant::now();
     let mut pump = Pump {
         client: &mut client,
         inline: None,
+        table,
     };
     let source = Source {
         path: &args.file,
@@ -432,16 +338,21 @@ pub(super) fn load(args: &LoadArgs) -> Result<ExitCode> {
 
 pub(super) fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let stop = program::stop_flag()?;
-    let mut client = args.place.connect()?;
-    let objects = client.stats()?.objects;
+    let (mut client, table) = args.place.connect()?;
+    let tables = client.tables()?;
+    let objects = tables
+        .iter()
+        .find(|t| t.id == table)
+        .map_or(0, |t| t.objects);
     let mut out = format::create(&args.file, args.format)?;
     let mut progress = Progress::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        let page = client.list(at)?;
+        let page = client.keys(table, at)?;
         let mut pump = Pump {
             client: &mut client,
             inline: None,
+            table,
         };
         let read = crate::pump::read_all(
             &mut pump,

@@ -6,7 +6,9 @@ mod check_history;
 mod client;
 mod kvbench;
 mod native;
+mod object;
 mod soak;
+mod stats;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -27,19 +29,23 @@ enum Command {
     /// Boot the store as a unikernel in QEMU and serve until Ctrl-C; with --verify, --bench or --json do that and end
     Appliance(appliance::Args),
     /// Store a value
-    Put(client::PutArgs),
+    Put(object::PutArgs),
     /// Print a key's value
-    Get(client::GetArgs),
+    Get(object::GetArgs),
     /// Remove a key
-    Del(client::DelArgs),
+    Del(object::DelArgs),
+    /// Add to a number and print it
+    Incr(object::IncrArgs),
+    /// Make, remove and list tables
+    Table(object::TableArgs),
     /// Print all keys, one a line
     List(client::ListArgs),
     /// Store every record of a file
     Load(client::LoadArgs),
     /// Write every record to a file that `load` reads
     Dump(client::DumpArgs),
-    /// Print the server's counters
-    Stats(client::StatsArgs),
+    /// Print what the server and each table hold and did
+    Stats(stats::Args),
     /// Measure YCSB's workloads, or reads and writes, on a store; beside a native one, beside Redis
     Bench(kvbench::Args),
     /// The other side of bare verbs
@@ -65,13 +71,15 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Appliance(args) => appliance::run(&args),
-        Command::Put(args) => client::put(&args),
-        Command::Get(args) => client::get(&args),
-        Command::Del(args) => client::del(&args),
+        Command::Put(args) => object::put(&args),
+        Command::Get(args) => object::get(&args),
+        Command::Del(args) => object::del(&args),
+        Command::Incr(args) => object::incr(&args),
+        Command::Table(args) => object::table(&args),
         Command::List(args) => client::list(&args),
         Command::Load(args) => client::load(&args),
         Command::Dump(args) => client::dump(&args),
-        Command::Stats(args) => client::stats(&args),
+        Command::Stats(args) => stats::run(&args),
         Command::Bench(args) => kvbench::run(&args),
         Command::BenchAgent(args) => kvbench::agent(&args),
         Command::NativeServer(args) => native::run(&args),
