@@ -7,7 +7,7 @@ use super::ProtoError;
 use super::cursor::{Reader, Writer};
 
 /// Version of the messages in this module and its parent.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Bytes of a [`Hello`].
 pub const HELLO_BYTES: usize = 16;

@@ -32,6 +32,7 @@
 //! | `take_lease`, `end_lease`, `check`, `refuse` | exactly-once: ask `check` first, execute what is [`Progress::New`] |
 //! | `enumerate` | all objects of a table, page by page |
 //! | `clean`, `wants_cleaning`, `busy_until` | the cleaner, between requests; when to try again after [`StoreError::Busy`] |
+//! | `set_cleaner_mode` | has the cleaner rest, or never rest: for measurements |
 //! | `pin`, `unpin`, `segment_of`, `bytes`, `region` | sending straight from the log |
 //! | `stats`, `len`, `capacity`, `audit` | accounts |
 #![forbid(unsafe_code)]
@@ -64,7 +65,7 @@ mod victim;
 mod write;
 
 pub use audit::AuditError;
-pub use cleaner::{CleanProgress, CleanState};
+pub use cleaner::{CleanProgress, CleanState, CleanerMode};
 pub use entry::{Entry, EntryError, EntryHeader, EntryKind};
 pub use enumerate::{Cursor, Enumerated};
 pub use error::StoreError;
