@@ -73,7 +73,7 @@ pub use found::Found;
 pub use hash::{hash64, table_seed};
 pub use layout::{FORMAT_VERSION, Layout, SUPERBLOCK_BYTES, SUPERBLOCK_MAGIC};
 pub use number::{Increment, Incremented};
-pub use once::{Outcome, Progress, RequestId};
+pub use once::{Outcome, Progress, RECORD_BYTES as RESULT_RECORD_BYTES, RequestId};
 pub use reserve::Reservation;
 pub use rules::{RejectReason, RejectRules};
 pub use segment::Accounting;

@@ -1,8 +1,11 @@
 //! `kv bench`: workloads on a store: one that runs, or a guest of its own, a native server beside it, and Redis.
 
 mod bare;
+mod filled;
 mod lanes;
 mod redis;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,20 +20,27 @@ use hyv_host::sys::{clock, cpu};
 use hyv_host::wire::WireConfig;
 use hyv_lab::{median, values};
 use hyv_verbs::{Context, Gid, Process};
-use kvstore::client::Client;
+use kvstore::client::{Client, ClientConfig};
 use kvstore::limits::{EAGER_VALUE_BYTES, MAX_VALUE_BYTES};
 use kvstore::status::Status;
+use kvstore::store::RESULT_RECORD_BYTES;
 use rustix::process::Pid;
 
 pub(super) use self::bare::{AgentArgs, agent};
 
 use self::bare::Bare;
+use self::filled::Instrument;
 use self::lanes::{Check, Driver, Lane, Plan, Store, Until};
 use self::redis::RedisSide;
 use super::appliance::{self, Appliance, Boot, Booted, ModeChoice};
 use super::bench::{Server, collapse};
 use super::client::Where;
-use crate::bench::limits::{DEFAULT_FILL, DEFAULT_RECORDS, KEY_BYTES, MAX_CLIENTS, MAX_RECORDS};
+use crate::bench::filled::{OverwriteLine, TailLine};
+use crate::bench::limits::{
+    DEFAULT_FILL, DEFAULT_RECORDS, DEFAULT_TAIL_UTILISATION, DEFAULT_UTILISATIONS, FILLED_MEMORY,
+    KEY_BYTES, MAX_CLIENTS, MAX_RECORDS, MAX_UTILISATION, OVERWRITE_IN_FLIGHT,
+};
+use crate::bench::lines::Crossings;
 use crate::bench::report::{self, Report, Settings, WorkloadLine};
 use crate::bench::rpc::{self, Rpc};
 use crate::bench::workload::{Choice, Workload, chosen};
@@ -54,6 +64,13 @@ enum Place {
     Native,
 }
 
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 /// What it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Rival {
@@ -64,7 +81,8 @@ enum Rival {
 pub(super) struct Args {
     #[command(flatten)]
     place: Where,
-    /// Workloads: YCSB's a to f, get-put (reads and writes of some share, uniform), all (a to f) [default: all; get-put with --vs]
+    /// Workloads: YCSB's a to f, get-put (reads and writes of some share, uniform), all (a to f); or overwrite alone (writes, uniform,
+    /// at several --utilisation) [default: all; get-put with --vs; c with --cleaner-tail]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workload: Vec<Choice>,
     /// Records in the store [default: 100000, or as many as a running store has room for]
@@ -82,9 +100,9 @@ pub(super) struct Args {
     /// Measure so many operations of each workload in each place
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     operations: Option<u64>,
-    /// Requests outstanding at once on each connection, 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    in_flight: u8,
+    /// Requests outstanding at once on each connection, 1 to 16 [default: 1; 16 for overwrite]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    in_flight: Option<u8>,
     /// Connections
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CLIENTS)))]
     clients: u16,
@@ -104,6 +122,17 @@ pub(super) struct Args {
     /// only in doubt [default: with --vs]
     #[arg(long)]
     one_sided: bool,
+    /// Measure reads with the server's cleaner off and with one that never rests, in alternating slices, in a store of this command's
+    /// own whose log is filled to --utilisation
+    #[arg(long, conflicts_with_all = ["vs", "one_sided", "records", "instance"])]
+    cleaner_tail: bool,
+    /// Per cent of the log that are live: one for --cleaner-tail, for workload overwrite several, of which the first is what the others
+    /// are set against and comes again at the end [default: 80 for --cleaner-tail; 30,80,90 for overwrite]
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_UTILISATION)))]
+    utilisation: Vec<u8>,
+    /// Whether writes execute once, whatever happens to their replies; each then takes a result record in the log
+    #[arg(long, value_name = "on|off", default_value = "on", value_enum)]
+    exactly_once: Switch,
     /// Write a report (`-` or nothing: standard output)
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -142,6 +171,13 @@ struct What {
     workloads: Vec<Workload>,
     value_size: usize,
     seed: u64,
+    /// Requests under way on each connection.
+    in_flight: u8,
+    exactly_once: bool,
+    /// A measurement of a store that is filled to some share of its log.
+    instrument: Option<Instrument>,
+    /// Those shares, per cent.
+    utilisations: Vec<u8>,
 }
 
 impl What {
@@ -150,10 +186,14 @@ impl What {
             chosen(&args.workload)
         } else if args.vs.is_some() {
             vec![Workload::GetPut]
+        } else if args.cleaner_tail {
+            vec![Workload::C]
         } else {
             Workload::YCSB.to_vec()
         };
-        let default = if workloads == [Workload::GetPut] {
+        let instrument = Self::instrument(args, &workloads)?;
+        let small = [&[Workload::GetPut][..], &[Workload::Overwrite]].contains(&&workloads[..]);
+        let default = if small || args.cleaner_tail {
             100
         } else {
             1_000
@@ -166,7 +206,69 @@ impl What {
             workloads,
             value_size: value_size as usize,
             seed: args.seed.unwrap_or_else(|| clock::tsc() >> 8),
+            in_flight: args.in_flight.unwrap_or(match instrument {
+                Some(Instrument::Overwrite) => OVERWRITE_IN_FLIGHT,
+                _ => 1,
+            }),
+            exactly_once: args.exactly_once == Switch::On,
+            instrument,
+            utilisations: match (&args.utilisation[..], instrument) {
+                ([], Some(Instrument::Overwrite)) => DEFAULT_UTILISATIONS.to_vec(),
+                ([], _) => vec![DEFAULT_TAIL_UTILISATION],
+                (list, _) => list.to_vec(),
+            },
         })
+    }
+
+    /// What is measured of a store that is filled to some share, and whether everything else goes with it.
+    fn instrument(args: &Args, workloads: &[Workload]) -> Result<Option<Instrument>> {
+        if args.cleaner_tail {
+            if workloads.len() != 1 || workloads[0].inserts() || workloads[0] == Workload::Overwrite
+            {
+                bail!("--cleaner-tail: give one --workload of a, b, c, f and get-put");
+            }
+            if args.utilisation.len() > 1 {
+                bail!("--cleaner-tail: give one --utilisation");
+            }
+            return Ok(Some(Instrument::Tail));
+        }
+        if workloads.contains(&Workload::Overwrite) {
+            if workloads.len() != 1 {
+                bail!("--workload overwrite: it is measured by itself");
+            }
+            let others = [
+                ("--vs", args.vs.is_some()),
+                ("--one-sided", args.one_sided),
+                ("--records", args.records.is_some()),
+                ("--instance", args.place.names_one()),
+            ];
+            if let Some((name, _)) = others.iter().find(|(_, given)| *given) {
+                bail!(
+                    "--workload overwrite does not go with {name}: it fills a store of its own to a --utilisation"
+                );
+            }
+            return Ok(Some(Instrument::Overwrite));
+        }
+        if !args.utilisation.is_empty() {
+            bail!("--utilisation is for --workload overwrite and for --cleaner-tail");
+        }
+        Ok(None)
+    }
+
+    /// How clients are to be, but for times.
+    fn client_config(&self) -> ClientConfig {
+        ClientConfig {
+            exactly_once: self.exactly_once,
+            ..ClientConfig::default()
+        }
+    }
+
+    /// The same for those that read one-sidedly.
+    fn one_sided_config(&self, records: u32) -> ClientConfig {
+        ClientConfig {
+            exactly_once: self.exactly_once,
+            ..rpc::one_sided_config(records)
+        }
     }
 
     /// Bytes of memory for one record.
@@ -183,7 +285,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         check_target(path).map_err(anyhow::Error::msg)?;
     }
     let stop = program::stop_flag()?;
-    let own = !args.places.is_empty() || args.vs.is_some();
+    let own = !args.places.is_empty() || args.vs.is_some() || what.instrument.is_some();
     if !own && (args.place.names_one() || session::any_runs()?) {
         return running(args, &what, &stop).map(|()| ExitCode::SUCCESS);
     }
@@ -196,7 +298,9 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let ways = 1 + u64::from(args.one_sided);
     let process = Process::connect(&dir, ram(args.clients) * ways, "kv")?;
     let context = Context::open(process).context("cannot open the device")?;
-    let mut clients = rpc::connect(args.clients, || Ok(args.place.connect_by(&context)?))?;
+    let mut clients = rpc::connect(args.clients, || {
+        Ok(args.place.connect_with(&context, what.client_config())?)
+    })?;
     let records = match args.records {
         Some(records) => records,
         None => {
@@ -213,7 +317,7 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let plan = plan(args, what, records, stop);
     let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
     if args.one_sided {
-        let config = rpc::one_sided_config(records);
+        let config = what.one_sided_config(records);
         let clients = rpc::connect(args.clients, || {
             Ok(args.place.connect_with(&context, config)?)
         })?;
@@ -241,6 +345,9 @@ struct Extras {
     ratios: Vec<report::RatioLine>,
     redis: Option<report::RedisLine>,
     speedup: Option<report::Speedup>,
+    cleaner_tail: Vec<TailLine>,
+    overwrite: Vec<OverwriteLine>,
+    cache_lines: Option<Crossings>,
 }
 
 /// Boots a guest, starts what else is measured, and measures.
@@ -248,6 +355,7 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
     let records = args.records.unwrap_or(DEFAULT_RECORDS);
     let memory = match args.memory {
         Some(memory) => memory,
+        None if what.instrument.is_some() => FILLED_MEMORY,
         None => memory_for(what, records),
     };
     let native = args.places.contains(&Place::Native);
@@ -286,7 +394,10 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
         appliance.accel,
         values::bytes(memory)
     );
-    let outcome = beside(args, what, records, &appliance, client, native);
+    let outcome = match what.instrument {
+        Some(instrument) => filled::run(args, what, instrument, &appliance, client),
+        None => beside(args, what, records, &appliance, client, native),
+    };
     if let Err(e) = outcome {
         return match appliance.guest.qemu().exit_report() {
             Some(_) => appliance::guest_failed(appliance.guest, e),
@@ -319,10 +430,12 @@ fn beside(
     if let Err(e) = appliance.guest.qemu().pin_others(&appliance.roles.client) {
         tracing::debug!("QEMU's other threads run anywhere: {e}");
     }
-    let mut first = Some(first);
+    let mut first = Some(first).filter(|_| what.exactly_once);
     let clients = rpc::connect(args.clients, || match first.take() {
         Some(client) => Ok(client),
-        None => Ok(args.place.connect_by(&appliance.context)?),
+        None => Ok(args
+            .place
+            .connect_with(&appliance.context, what.client_config())?),
     })?;
     let window = Arc::clone(appliance.guest.qemu().window());
     let pid =
@@ -333,7 +446,7 @@ fn beside(
     let guest_too = args.places.is_empty() || args.places.contains(&Place::Guest);
     // A second way to the store of a lane; what is loaded by one is there for the other.
     let mut second = None;
-    let config = rpc::one_sided_config(records);
+    let config = what.one_sided_config(records);
     if one_sided(args) && guest_too {
         let clients = rpc::connect(args.clients, || {
             Ok(args.place.connect_with(&appliance.context, config)?)
@@ -350,7 +463,9 @@ fn beside(
                 format!("native-{i}"),
             );
             let mut server = Server::start(appliance, port, &name, store_bytes)?;
-            let clients = rpc::connect(args.clients, || server.connect(appliance, port))?;
+            let clients = rpc::connect(args.clients, || {
+                server.connect_with(appliance, port, what.client_config())
+            })?;
             let memory = appliance
                 .instance
                 .backend()
@@ -459,10 +574,8 @@ fn beside(
     let verbs = bare.as_mut().map(Bare::found).unwrap_or_default();
     let mut floors: Vec<f64> = lanes.iter().flat_map(Lane::floors).collect();
     let mut extras = Extras {
-        accel: guest_too.then(|| match appliance.guest.qemu().accel() {
-            AccelKind::Kvm => Accel::Kvm,
-            AccelKind::Tcg => Accel::Tcg,
-        }),
+        accel: guest_too.then(|| accel(appliance)),
+        cache_lines: crossings(what, appliance),
         mode: Some(appliance.mode),
         floor: (!floors.is_empty()).then(|| report::Floors {
             cache_line_rtt_ns: median(&mut floors),
@@ -503,18 +616,9 @@ fn measure<'a>(
     beside: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Found> {
     let (mut results, mut ratios) = (Vec::new(), Vec::new());
-    let until = match args.operations {
-        Some(ops) => Until::Operations(ops),
-        None => Until::Time(args.time),
-    };
-    let out = |text: &str| {
-        if args.json.as_deref().is_some_and(|p| p.as_os_str() == "-") {
-            eprint!("{text}");
-        } else {
-            print!("{text}");
-        }
-    };
-    out(&format!("{}\n", report::head()));
+    let until = until(args);
+    let out = |text: &str| out(args, text);
+    out(&format!("{}\n{}\n", once_line(what), report::head()));
     for &workload in &what.workloads {
         plan.alternate(workload, lanes, until, inline, check, beside)?;
         for lane in lanes.iter().filter(|l| l.place != lanes::TWIN) {
@@ -538,6 +642,48 @@ fn measure<'a>(
         }
     }
     Ok((results, ratios))
+}
+
+/// Prints what is not the report: beside it, where that goes to standard output.
+fn out(args: &Args, text: &str) {
+    if args.json.as_deref().is_some_and(|p| p.as_os_str() == "-") {
+        eprint!("{text}");
+    } else {
+        print!("{text}");
+    }
+}
+
+/// What writes are, for the head of a table.
+fn once_line(what: &What) -> String {
+    if what.exactly_once {
+        format!(
+            "writes execute once: each also takes a result record of {RESULT_RECORD_BYTES} B in the log (--exactly-once off: none)"
+        )
+    } else {
+        "writes may execute twice if a connection is lost (--exactly-once off)".to_owned()
+    }
+}
+
+/// How long to measure.
+const fn until(args: &Args) -> Until {
+    match args.operations {
+        Some(ops) => Until::Operations(ops),
+        None => Until::Time(args.time),
+    }
+}
+
+/// What runs the guest.
+fn accel(appliance: &Appliance) -> Accel {
+    match appliance.guest.qemu().accel() {
+        AccelKind::Kvm => Accel::Kvm,
+        AccelKind::Tcg => Accel::Tcg,
+    }
+}
+
+/// What crosses between the cores, where this process drives the engine: elsewhere the engine has a core of its own.
+fn crossings(what: &What, appliance: &Appliance) -> Option<Crossings> {
+    (appliance.mode == crate::report::Mode::Inline)
+        .then(|| Crossings::of(what.value_size, what.exactly_once))
 }
 
 fn finish(
@@ -578,6 +724,9 @@ fn finish(
             );
         }
     }
+    if let Some(lines) = &extras.cache_lines {
+        eprintln!("{}", lines.shown());
+    }
     if let Some(redis) = &extras.redis {
         eprint!("{}", redis::shown(redis, extras.speedup));
     }
@@ -588,14 +737,18 @@ fn finish(
             records,
             value_size: what.value_size,
             key_size: KEY_BYTES,
-            in_flight: u32::from(args.in_flight),
+            in_flight: u32::from(what.in_flight),
             clients: args.clients,
             read_share: args.read_share,
             seed: what.seed,
+            exactly_once: what.exactly_once,
         },
         floor: extras.floor,
         results,
         ratios: extras.ratios,
+        cleaner_tail: extras.cleaner_tail,
+        overwrite: extras.overwrite,
+        cache_lines: extras.cache_lines,
         redis: extras.redis,
         speedup: extras.speedup,
     };
@@ -619,7 +772,7 @@ fn plan<'a>(args: &Args, what: &What, records: u32, stop: &'a AtomicBool) -> Pla
         records,
         value_size: what.value_size,
         read_share: args.read_share,
-        in_flight: u32::from(args.in_flight) * u32::from(args.clients),
+        in_flight: u32::from(what.in_flight) * u32::from(args.clients),
         seed: what.seed,
         stop,
     }
@@ -669,81 +822,4 @@ fn interrupted(stop: &AtomicBool) -> Result<()> {
         bail!("bench: interrupted");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    fn args(words: &[&str]) -> Result<Args, clap::Error> {
-        Line::try_parse_from([&["bench"], words].concat()).map(|l| l.args)
-    }
-
-    #[test]
-    fn defaults_are_those_of_ycsb_and_of_the_mix() {
-        for (words, workloads, value_size) in [
-            (&[][..], 6, 1_000),
-            (&["--workload", "get-put"], 1, 100),
-            (&["--vs", "redis"], 1, 100),
-            (&["--workload", "a,get-put"], 2, 1_000),
-            (&["--workload", "A", "--value-size", "4K"], 1, 4_096),
-        ] {
-            let what = What::of(&args(words).expect("legal")).expect("legal");
-            assert_eq!(
-                (what.workloads.len(), what.value_size),
-                (workloads, value_size)
-            );
-        }
-    }
-
-    #[test]
-    fn json_stands_alone_or_with_a_file() {
-        let json = |words: &[&str]| args(words).expect("legal").json;
-        assert_eq!(json(&[]), None);
-        assert_eq!(json(&["--json"]), Some("-".into()));
-        assert_eq!(json(&["--json", "--for", "1s"]), Some("-".into()));
-        assert_eq!(json(&["--json", "r.json"]), Some("r.json".into()));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused() {
-        for words in [
-            &["--read-share", "1.5"][..],
-            &["--read-share", "-0.1"],
-            &["--read-share", "most"],
-            &["--workload", "z"],
-            &["--records", "0"],
-            &["--records", "4294967295"],
-            &["--operations", "0"],
-            &["--operations", "5", "--for", "1s"],
-            &["--clients", "0"],
-            &["--clients", "65"],
-            &["--in-flight", "17"],
-            &["--where", "moon"],
-            &["--where", "guest", "--instance", "x"],
-            &["--vs", "memcached"],
-        ] {
-            assert!(args(words).is_err(), "{words:?}");
-        }
-        let large = args(&["--value-size", "1048577"]).expect("parsed");
-        assert!(What::of(&large).is_err_and(|e| e.to_string().contains("1048576")));
-    }
-
-    #[test]
-    fn memory_follows_the_records() {
-        let what = What::of(&args(&["--workload", "get-put"]).expect("legal")).expect("legal");
-        assert!((GUEST_LEAST..=GUEST_LEAST + (2 << 20)).contains(&memory_for(&what, 1)));
-        let million = memory_for(&what, 1_000_000);
-        assert!(million > 300 << 20 && million.is_multiple_of(2 << 20));
-        assert!(check_memory(u64::MAX / 2, 4).is_err());
-        assert!(check_memory(1 << 20, 4).is_ok());
-    }
 }
