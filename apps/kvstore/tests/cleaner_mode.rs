@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Host, eventually};
-use kvstore::store::{CleanState, CleanerMode, Config, DEFAULT_TABLE, Store};
+use kvstore::store::{CleanState, CleanerMode, Config, DEFAULT_TABLE, Store, hash64};
 
 const SEGMENT: usize = 64 << 10;
 
@@ -24,11 +24,15 @@ fn value(i: usize) -> Vec<u8> {
     format!("{i}:").repeat(30).into_bytes()
 }
 
-/// Objects of half the log: nothing to gain, nothing scarce.
+/// Objects of half of what the store accepts: nothing to gain, nothing scarce.
 fn half_full() -> (Store<Vec<u8>>, usize) {
+    filled(50)
+}
+
+fn filled(percent: u64) -> (Store<Vec<u8>>, usize) {
     let mut store = store();
     let mut objects = 0;
-    while store.stats().bytes.live < store.capacity() / 2 {
+    while store.stats().bytes.live < store.capacity() * percent / 100 {
         let (key, value) = (key(objects), value(objects));
         store.put(DEFAULT_TABLE, &key, &value, 0).unwrap();
         objects += 1;
@@ -72,6 +76,32 @@ fn always_goes_round_the_whole_log_though_nothing_needs_it() {
     let before = store.stats().cleaner;
     assert_eq!(store.clean(1 << 20, 0).moved_bytes, 0);
     assert_eq!(store.stats().cleaner, before);
+    check(&store, objects);
+}
+
+/// Where a log was written to, the cleaner leaves only a few segments free.
+#[test]
+fn always_works_where_few_segments_are_free() {
+    let (mut store, objects) = filled(80);
+    for n in 0..20 * objects {
+        // At random: what is overwritten in order leaves segments that are all dead.
+        let i = hash64(7, &n.to_le_bytes()) as usize % objects;
+        store.put(DEFAULT_TABLE, &key(i), &value(i), 0).unwrap();
+    }
+    while store.clean(4 << 10, 0).state == CleanState::More {}
+    assert!(
+        store.stats().free_segments < 6,
+        "{}",
+        store.stats().free_segments
+    );
+    assert!(!store.wants_cleaning(0));
+    store.set_cleaner_mode(CleanerMode::Always);
+    let mut moved = 0;
+    while moved < 3 * store.stats().bytes.live {
+        let progress = store.clean(4 << 10, 0);
+        assert_eq!(progress.state, CleanState::More, "after {moved} bytes");
+        moved += progress.moved_bytes;
+    }
     check(&store, objects);
 }
 

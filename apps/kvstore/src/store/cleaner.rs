@@ -40,7 +40,7 @@ pub enum CleanerMode {
     Auto = 0,
     /// Not at all.
     Off = 1,
-    /// Without rest: while segments are plenty one after the other is cleaned, in the order of their places, whatever there is to gain.
+    /// Without rest: while segments are not scarce one after the other is cleaned, in the order of their places, whatever there is to gain.
     Always = 2,
 }
 
@@ -239,9 +239,11 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             || self.has_chores(now)
     }
 
-    /// Whether segments are cleaned that nothing is to be gained from, and free ones are so plenty that no write misses what that takes.
+    /// Whether segments are cleaned that nothing is to be gained from: one is free for a survivor beside the reserve, and one for writes.
     fn may_clean_anything(&self) -> bool {
-        self.cleaner.mode == CleanerMode::Always && self.log.free_segments() > self.low_water()
+        self.cleaner.mode == CleanerMode::Always
+            && !self.is_scarce()
+            && self.log.free_segments() > CLEANER_RESERVE_SEGMENTS + 1
     }
 
     /// Whether writes wait for memory that rests, and more of it would help them.

@@ -2,7 +2,9 @@
 
 use clap::Parser as _;
 
+use super::filled::Instrument;
 use super::*;
+use crate::bench::workload::Workload;
 
 #[derive(clap::Parser)]
 struct Line {
