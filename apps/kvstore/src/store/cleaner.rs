@@ -233,17 +233,19 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         }
         self.is_cleaning()
             || self.may_clean_anything()
+            // What rests is looked at by `clean` alone, where nobody writes.
+            || (self.cleaner.mode == CleanerMode::Always && self.log.resting_segments() > 0)
             || (self.is_scarce() && self.cleaner.died_bytes >= self.cleaner.idle_until)
             || (self.cleaner.maybe_empty && !self.is_scarce())
             || self.wants_cleaning_while_starved()
             || self.has_chores(now)
     }
 
-    /// Whether segments are cleaned that nothing is to be gained from: one is free for a survivor beside the reserve, and one for writes.
+    /// Whether segments are cleaned that nothing is to be gained from: one is free for a survivor beside the reserve.
     fn may_clean_anything(&self) -> bool {
         self.cleaner.mode == CleanerMode::Always
             && !self.is_scarce()
-            && self.log.free_segments() > CLEANER_RESERVE_SEGMENTS + 1
+            && self.log.free_segments() > CLEANER_RESERVE_SEGMENTS
     }
 
     /// Whether writes wait for memory that rests, and more of it would help them.
