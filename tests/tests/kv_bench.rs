@@ -249,9 +249,12 @@ fn reads_beside_a_busy_cleaner() {
             "--where",
             "guest,native",
             "--memory",
-            "96M",
+            "64M",
             "--utilisation",
             "60",
+            // Few records: a machine may have little time for this.
+            "--value-size",
+            "4000",
             "--for",
             "100ms",
             "--seed",
@@ -308,9 +311,9 @@ fn overwriting_at_shares_of_the_log() {
             "--where",
             "guest,native",
             "--memory",
-            "96M",
+            "64M",
             "--value-size",
-            "1000",
+            "4000",
             "--for",
             "200ms",
             "--json",
@@ -358,7 +361,7 @@ fn overwriting_at_shares_of_the_log() {
             "--utilisation",
             "30,95",
             "--memory",
-            "96M",
+            "64M",
         ])
         .fails(&["--utilisation 95", "accepts", "--memory"]);
     sandbox.assert_clean();
