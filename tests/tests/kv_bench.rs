@@ -238,6 +238,135 @@ fn guest_and_native_side_by_side() {
     sandbox.assert_clean();
 }
 
+/// Reads beside a cleaner that never rests: it works when it shall, and rests when it shall.
+#[test]
+fn reads_beside_a_busy_cleaner() {
+    let sandbox = Sandbox::new();
+    let run = sandbox
+        .kv([
+            "bench",
+            "--cleaner-tail",
+            "--where",
+            "guest,native",
+            "--memory",
+            "64M",
+            "--utilisation",
+            "60",
+            // Few records: a machine may have little time for this.
+            "--value-size",
+            "4000",
+            "--for",
+            "100ms",
+            "--seed",
+            "5",
+            "--json",
+        ])
+        .ok();
+    let report = report(&run);
+    assert_eq!(report["results"], serde_json::json!([]));
+    let lines = report["cleaner_tail"].as_array().expect("a list");
+    for (line, place) in lines.iter().zip(["guest", "native"]) {
+        assert_eq!(
+            (&line["where"], &line["workload"]),
+            (&place.into(), &"c".into())
+        );
+        let of_log = number(line, "/fill/of_log");
+        assert!((0.59..=0.6).contains(&of_log), "{line}");
+        assert_eq!(line["off"]["cleaner_moved_bytes"], 0);
+        assert!(number(line, "/always/cleaner_moved_bytes") > 0.0, "{line}");
+        for side in ["off", "always"] {
+            let order = ["p50_ns", "p99_ns", "p999_ns", "max_ns"]
+                .map(|f| number(&line[side], &format!("/{f}")));
+            assert!(
+                order[0] > 0.0 && order.windows(2).all(|w| w[0] <= w[1] * 1.002),
+                "{line}"
+            );
+        }
+        for name in ["p50", "p99", "p999", "aa_p999"] {
+            // A busy machine may have too few like slices.
+            if line[name].is_null() {
+                assert!(run.err.contains("too few slices"), "{}", run.story());
+                continue;
+            }
+            let [low, median, high] =
+                ["low", "median", "high"].map(|f| number(line, &format!("/{name}/{f}")));
+            assert!(0.0 < low && low <= median && median <= high, "{line}");
+        }
+    }
+    assert_eq!(lines.len(), 2);
+    sandbox.assert_clean();
+}
+
+/// Overwriting: each share is reached, the log was written over, the fuller it is the more the cleaner moves.
+#[test]
+fn overwriting_at_shares_of_the_log() {
+    let sandbox = Sandbox::new();
+    let run = sandbox
+        .kv([
+            "bench",
+            "--workload",
+            "overwrite",
+            "--utilisation",
+            "30,75",
+            "--where",
+            "guest,native",
+            "--memory",
+            "64M",
+            "--value-size",
+            "4000",
+            "--for",
+            "200ms",
+            "--json",
+        ])
+        .ok();
+    let report = report(&run);
+    assert_eq!(report["settings"]["exactly_once"], true);
+    assert_eq!(report["settings"]["in_flight"], 16);
+    let lines = report["overwrite"].as_array().expect("a list");
+    for (line, place) in lines.iter().zip(["guest", "native"]) {
+        assert_eq!(line["where"], place);
+        let at = line["at"].as_array().expect("a list");
+        assert_eq!(at.len(), 3);
+        for (share, wanted) in at.iter().zip([0.30, 0.75, 0.30]) {
+            let of_log = number(share, "/fill/of_log");
+            assert!((wanted - 0.01..=wanted).contains(&of_log), "{share}");
+            assert!(number(share, "/turned_over") >= 1.5, "{share}");
+            assert!(
+                number(share, "/ops_per_s_low") <= number(share, "/ops_per_s"),
+                "{share}"
+            );
+            assert!(
+                number(share, "/ops_per_s") <= number(share, "/ops_per_s_high"),
+                "{share}"
+            );
+        }
+        let [first, full, last] = [0, 1, 2].map(|i| number(&at[i], "/moved_per_written"));
+        // Of what is found in a segment at 75% the cleaner cannot but move a good part, at 30% hardly any.
+        assert!(
+            full > 0.3 && full > 2.0 * first && full > 2.0 * last,
+            "{line:#}"
+        );
+        let rate = |i: usize| number(&at[i], "/ops_per_s");
+        assert!((number(line, "/drift") - rate(2) / rate(0)).abs() < 1e-9);
+    }
+    assert_eq!(lines.len(), 2);
+    sandbox.assert_clean();
+
+    // More than a store accepts: said before anything is filled.
+    sandbox
+        .kv([
+            "bench",
+            "--workload",
+            "overwrite",
+            "--utilisation",
+            "30,95",
+            "--memory",
+            "64M",
+        ])
+        .fails(&["--utilisation 95", "accepts", "--memory"]);
+    sandbox.assert_clean();
+}
+
 /// Processes whose command line names Redis's server, of this sandbox.
 fn servers(sandbox: &Sandbox) -> usize {
     let all = sandbox.processes();

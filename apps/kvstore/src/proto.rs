@@ -1,4 +1,4 @@
-//! Requests and replies as bytes: what client and server say to each other over a reliable connection (version 2).
+//! Requests and replies as bytes: what client and server say to each other over a reliable connection (version 3).
 //!
 //! A **request** is one SEND. All integers are little-endian.
 //!
@@ -14,7 +14,7 @@
 //! | then 8 | expiry | with [`FLAG_EXPIRES`]: ns since 1970, not 0 |
 //! | then 16 | remote | with [`FLAG_REMOTE`]: [`RemoteBuffer`] of the key, or of a multi-operation's elements, which the server READs |
 //! | then 16 | buffer | with [`FLAG_BUFFER`]: [`RemoteBuffer`] for what the server READs (a value) or WRITEs (anything else) |
-//! | then | | INCREMENT: number, 8 bytes. ENUMERATE: cursor u64, most objects u16 (0: as fit). multi: elements u16. TABLES: id u32. PROBE: rounds u32 |
+//! | then | | INCREMENT: number, 8 bytes. ENUMERATE: cursor u64, most objects u16 (0: as fit). multi: elements u16. TABLES: id u32. PROBE: rounds u32. CLEANER: mode u8 |
 //! | then | key | or name, unless it is remote |
 //! | to the end | value | of a WRITE without buffer; elements of a multi-operation that are not remote |
 //!

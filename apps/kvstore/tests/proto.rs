@@ -2,7 +2,7 @@
 
 use kvstore::limits::{EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_RESULTS, MAX_VALUE_BYTES};
 use kvstore::proto::*;
-use kvstore::store::{Config, Increment, NEVER, RejectRules, Store, Write};
+use kvstore::store::{CleanerMode, Config, Increment, NEVER, RejectRules, Store, Write};
 use proptest::prelude::*;
 
 fn bytes(range: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<u8>> {
@@ -58,7 +58,7 @@ struct Parts {
     name: String,
 }
 
-const KINDS: u8 = 14;
+const KINDS: u8 = 15;
 
 fn parts() -> impl Strategy<Value = Parts> {
     let first = (
@@ -168,6 +168,9 @@ impl Parts {
             10 => Request::Stats,
             11 => Request::Ping,
             12 => Request::EndLease,
+            13 => Request::Cleaner {
+                mode: CleanerMode::from_raw(self.number as u8 % 3).unwrap(),
+            },
             _ => Request::Probe {
                 rounds: 1 + self.number as u32 % MAX_PROBE_ROUNDS,
             },

@@ -9,7 +9,7 @@ use hyv_verbs::WorkCompletion;
 use super::many::with_bits;
 use super::{Client, ClientError, FREE, Operation, Ticket, verb};
 use crate::proto::{Class, Reply, Request, StatsReply, Status, TableOperations};
-use crate::store::{DEFAULT_TABLE, Increment, Incremented, RejectRules};
+use crate::store::{CleanerMode, DEFAULT_TABLE, Increment, Incremented, RejectRules};
 
 /// An object that was read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -467,6 +467,14 @@ impl Client {
     /// When there is none.
     pub fn ping(&mut self) -> Result<(), ClientError> {
         self.execute(&Operation::Ping, empty)
+    }
+
+    /// Says when the server's cleaner works, until this connection ends or any client asks for something else ([`Operation::Cleaner`]).
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn set_cleaner(&mut self, mode: CleanerMode) -> Result<(), ClientError> {
+        self.execute(&Operation::Cleaner { mode }, empty)
     }
 
     /// Gives the lease back.

@@ -87,7 +87,7 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// For how long to try to get a lost connection back; none: not at all.
     pub reconnect: Option<Duration>,
-    /// Whether writes, removes and increments execute once, whatever happens to their replies. Costs the server a record of 88 bytes for each,
+    /// Whether writes, removes and increments execute once, whatever happens to their replies. Costs the server a record of 72 bytes for each,
     /// until its result is acknowledged. Without, such a request ends with [`ClientError::OutcomeUnknown`] if the connection is lost.
     pub exactly_once: bool,
     /// Places of objects to remember for one-sided reads: 32 bytes each, taken when the first is made. A power of two.

@@ -1,7 +1,7 @@
 //! What a client can ask for.
 
 use crate::proto::{Element, MultiOp};
-use crate::store::{DEFAULT_TABLE, Increment, NEVER, RejectRules};
+use crate::store::{CleanerMode, DEFAULT_TABLE, Increment, NEVER, RejectRules};
 
 /// An operation to submit. Its completion's [`crate::proto::Reply`] is named with each.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,6 +94,12 @@ pub enum Operation<'a> {
     Probe {
         /// How often.
         rounds: u32,
+    },
+    /// When the server's cleaner works, until this connection ends or any client asks for something else: `Empty`. For measurements; a
+    /// connection that is made anew has to ask again.
+    Cleaner {
+        /// When.
+        mode: CleanerMode,
     },
 }
 

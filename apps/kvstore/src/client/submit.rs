@@ -51,6 +51,7 @@ impl Client {
             ),
             Operation::Stats => plain(self, Request::Stats),
             Operation::Ping => plain(self, Request::Ping),
+            Operation::Cleaner { mode } => plain(self, Request::Cleaner { mode }),
             Operation::Probe { rounds } => {
                 let slot = Slot {
                     repeat: Repeat::Never,

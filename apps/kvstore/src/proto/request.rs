@@ -11,7 +11,7 @@ use super::{
 use crate::limits::{
     EAGER_KEY_BYTES, EAGER_VALUE_BYTES, MAX_RESULTS, MAX_TABLE_NAME_BYTES, MAX_VALUE_BYTES,
 };
-use crate::store::{DEFAULT_TABLE, Increment, NEVER, RejectRules};
+use crate::store::{CleanerMode, DEFAULT_TABLE, Increment, NEVER, RejectRules};
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub enum Op {
     Tables = 12,
     /// Give the client's lease back: results are not kept any more.
     EndLease = 13,
+    /// When the cleaner works while this connection stands.
+    Cleaner = 14,
     /// Many reads.
     MultiRead = 16,
     /// Many writes.
@@ -70,6 +72,7 @@ impl Op {
             11 => Self::FindTable,
             12 => Self::Tables,
             13 => Self::EndLease,
+            14 => Self::Cleaner,
             16 => Self::MultiRead,
             17 => Self::MultiWrite,
             18 => Self::MultiRemove,
@@ -100,7 +103,8 @@ impl Op {
             | Self::Probe
             | Self::CreateTable
             | Self::FindTable
-            | Self::EndLease => 0,
+            | Self::EndLease
+            | Self::Cleaner => 0,
         }
     }
 
@@ -256,6 +260,11 @@ pub enum Request<'a> {
     },
     /// Give the lease back.
     EndLease,
+    /// When the cleaner works, until this connection ends or any client asks for something else.
+    Cleaner {
+        /// When.
+        mode: CleanerMode,
+    },
 }
 
 /// The tag of the request in `bytes`, even if the rest of it is malformed, so that its client can be told. None: cut off
@@ -429,6 +438,9 @@ impl<'a> Request<'a> {
                 rounds: check_rounds(input.u32()?)?,
             },
             Op::EndLease => Self::EndLease,
+            Op::Cleaner => Self::Cleaner {
+                mode: CleanerMode::from_raw(input.u8()?).ok_or(ProtoError::Field("mode"))?,
+            },
         })
     }
 
@@ -450,6 +462,7 @@ impl<'a> Request<'a> {
             Self::Ping => Op::Ping,
             Self::Probe { .. } => Op::Probe,
             Self::EndLease => Op::EndLease,
+            Self::Cleaner { .. } => Op::Cleaner,
         }
     }
 
@@ -600,6 +613,7 @@ impl<'a> Request<'a> {
             Self::Multi { count, .. } => out.put(&count.to_le_bytes())?,
             Self::Tables { after, .. } => out.put(&after.unwrap_or(FROM_START).to_le_bytes())?,
             Self::Probe { rounds } => out.put(&rounds.to_le_bytes())?,
+            Self::Cleaner { mode } => out.put(&[mode as u8])?,
             _ => {}
         }
         out.put(name_or_key)?;

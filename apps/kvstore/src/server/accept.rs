@@ -10,7 +10,7 @@ use super::connection::{Client, Connection, Group, Link};
 use super::limits::{LEASE_LEFT_NS, LEASE_NS, tier};
 use super::{Server, ServerError, give_back, verb};
 use crate::proto::{Hello, PROTOCOL_VERSION, Refusal, Welcome};
-use crate::store::{RequestId, StoreError, hash64};
+use crate::store::{CleanerMode, RequestId, StoreError, hash64};
 
 /// Requests to connect that may wait.
 const BACKLOG: u32 = 1_024;
@@ -231,6 +231,10 @@ impl Server {
                 }
                 while let Some(held) = conn.link.take_held() {
                     give_back(&mut self.store, &mut self.scratch, &mut conn.link, held);
+                }
+                if self.cleaner_set_by == Some(conn.link.serial) {
+                    self.cleaner_set_by = None;
+                    self.store.set_cleaner_mode(CleanerMode::Auto);
                 }
                 let Client { id, lease_until } = conn.link.client;
                 if lease_until != 0 {

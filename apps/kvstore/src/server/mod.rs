@@ -40,7 +40,7 @@ use hyv_verbs::{Access, Context, Error, ProtectionDomain, WorkCompletion};
 
 use crate::limits::QUARANTINE_NS;
 use crate::proto::{Class, Histogram, LogKey};
-use crate::store::{CleanState, Config, Store, StoreError, hash64};
+use crate::store::{CleanState, CleanerMode, Config, Store, StoreError, hash64};
 use clock::Clock;
 use connection::{Connection, Group, Held, Link, NONE, kind, split};
 use limits::POLL_BATCH;
@@ -158,6 +158,8 @@ pub struct Server {
     former: VecDeque<(u64, u64)>,
     times: Box<[Histogram; Class::ALL.len()]>,
     until_sample: u32,
+    /// The connection (its serial) at whose wish the cleaner rests, or never does.
+    cleaner_set_by: Option<u32>,
 }
 
 /// One request in so many is timed: two looks at the clock cost some 30 ns.
@@ -231,6 +233,7 @@ impl Server {
             former: VecDeque::new(),
             times: Box::new([const { Histogram::new() }; Class::ALL.len()]),
             until_sample: SAMPLE,
+            cleaner_set_by: None,
         })
     }
 
@@ -502,7 +505,8 @@ impl Server {
         if !self.store.wants_cleaning(now) {
             return false;
         }
-        let slice = if self.store.is_scarce() {
+        let hurry = self.store.is_scarce() || self.store.cleaner_mode() == CleanerMode::Always;
+        let slice = if hurry {
             limits::CLEAN_SLICE
         } else {
             limits::TIDY_SLICE

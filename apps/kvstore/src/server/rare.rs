@@ -14,7 +14,7 @@ use crate::proto::{
     PageBuilder, RemoteBuffer, Reply, ReplyKind, Request, StatsReply, Status, TABLE_ENTRY_BYTES,
     TABLES_HEADER_BYTES, TableEntry, TablesBuilder, emit_stats, immediate,
 };
-use crate::store::{Cursor, Store, StoreError};
+use crate::store::{CleanerMode, Cursor, Store, StoreError};
 
 /// A reply to DROP that waits until no one-sided reader can find an object of the table.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +80,11 @@ impl Server {
                 None => self.failed(link, tag, Status::NotFound, 0),
             },
             Request::DropTable { table } => self.drop_table(link, tag, table),
+            Request::Cleaner { mode } => {
+                self.store.set_cleaner_mode(mode);
+                self.cleaner_set_by = (mode != CleanerMode::Auto).then_some(link.serial);
+                self.reply(link, tag, &Reply::Empty);
+            }
             // Seen to by `execute`.
             _ => {}
         }

@@ -33,10 +33,39 @@ const LEAST_GAIN_WHILE_STARVED: u64 = SLACK_FRACTION as u64;
 /// So many times as many segments as usual may rest while none is free: a quarter of the log at most.
 const STARVED_FACTOR: usize = 4;
 
+/// When the cleaner works between requests. What a write needs that finds no room is always done for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CleanerMode {
+    /// When free segments get scarce.
+    #[default]
+    Auto = 0,
+    /// Not at all.
+    Off = 1,
+    /// Without rest: while segments are not scarce one after the other is cleaned, in the order of their places, whatever there is to gain.
+    Always = 2,
+}
+
+impl CleanerMode {
+    /// The mode with this number.
+    #[must_use]
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Auto,
+            1 => Self::Off,
+            2 => Self::Always,
+            _ => return None,
+        })
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Cleaner {
     victim: Option<Victim>,
     pub(crate) relocation: Option<Relocation>,
+    mode: CleanerMode,
+    /// Where [`CleanerMode::Always`] goes on.
+    next_place: usize,
     /// Dead objects in the log, over all segments.
     pub(crate) dead_objects: u64,
     /// Bytes that died since the store was opened.
@@ -116,6 +145,17 @@ impl Cleaner {
 }
 
 impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
+    /// When the cleaner works.
+    #[must_use]
+    pub const fn cleaner_mode(&self) -> CleanerMode {
+        self.cleaner.mode
+    }
+
+    /// Changes when the cleaner works from now on.
+    pub const fn set_cleaner_mode(&mut self, mode: CleanerMode) {
+        self.cleaner.mode = mode;
+    }
+
     /// Works for about `budget_bytes` (at least one entry): drops leases that expired, takes out objects of dropped tables and
     /// objects that expired, and, if segments are getting scarce, cleans. Call it between requests: then writes seldom have to
     /// do it for themselves.
@@ -147,8 +187,14 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             if !self.wants_cleaning(now) {
                 return CleanState::Idle;
             }
+            if self.cleaner.mode == CleanerMode::Off {
+                return CleanState::More;
+            }
             if *spent >= budget && *spent > 0 {
                 return CleanState::More;
+            }
+            if !self.is_cleaning() && self.may_clean_anything() {
+                self.select_next();
             }
             if !self.is_cleaning() && !self.is_scarce() {
                 if self.cleaner.maybe_empty && !self.select_empty() {
@@ -185,11 +231,24 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     /// Whether [`Self::clean`] has something to do: cheap, for an idle loop.
     #[must_use]
     pub fn wants_cleaning(&self, now: u64) -> bool {
+        if self.cleaner.mode == CleanerMode::Off {
+            return self.has_chores(now);
+        }
         self.is_cleaning()
+            || self.may_clean_anything()
+            // What rests is looked at by `clean` alone, where nobody writes.
+            || (self.cleaner.mode == CleanerMode::Always && self.log.resting_segments() > 0)
             || (self.is_scarce() && self.cleaner.died_bytes >= self.cleaner.idle_until)
             || (self.cleaner.maybe_empty && !self.is_scarce())
             || self.wants_cleaning_while_starved()
             || self.has_chores(now)
+    }
+
+    /// Whether segments are cleaned that nothing is to be gained from: one is free for a survivor beside the reserve.
+    fn may_clean_anything(&self) -> bool {
+        self.cleaner.mode == CleanerMode::Always
+            && !self.is_scarce()
+            && self.log.free_segments() > CLEANER_RESERVE_SEGMENTS
     }
 
     /// Whether writes wait for memory that rests, and more of it would help them.
@@ -357,6 +416,20 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Chooses the segment after the one that was chosen so before.
+    fn select_next(&mut self) {
+        let count = self.log.segments.len();
+        let from = self.cleaner.next_place;
+        let place = (0..count).map(|i| (from + i) % count).find(|place| {
+            let segment = &self.log.segments[*place];
+            segment.state == State::Sealed && segment.open_reservations == 0
+        });
+        if let Some(place) = place {
+            self.cleaner.next_place = place + 1;
+            self.begin_victim(place as u32);
         }
     }
 

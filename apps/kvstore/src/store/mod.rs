@@ -32,6 +32,7 @@
 //! | `take_lease`, `end_lease`, `check`, `refuse` | exactly-once: ask `check` first, execute what is [`Progress::New`] |
 //! | `enumerate` | all objects of a table, page by page |
 //! | `clean`, `wants_cleaning`, `busy_until` | the cleaner, between requests; when to try again after [`StoreError::Busy`] |
+//! | `set_cleaner_mode` | has the cleaner rest, or never rest: for measurements |
 //! | `pin`, `unpin`, `segment_of`, `bytes`, `region` | sending straight from the log |
 //! | `stats`, `len`, `capacity`, `audit` | accounts |
 #![forbid(unsafe_code)]
@@ -65,7 +66,7 @@ mod victim;
 mod write;
 
 pub use audit::AuditError;
-pub use cleaner::{CleanProgress, CleanState};
+pub use cleaner::{CleanProgress, CleanState, CleanerMode};
 pub use entry::{Entry, EntryError, EntryHeader, EntryKind};
 pub use enumerate::{Cursor, Enumerated};
 pub use error::StoreError;
@@ -73,7 +74,7 @@ pub use found::Found;
 pub use hash::{hash64, table_seed};
 pub use layout::{FORMAT_VERSION, Layout, SUPERBLOCK_BYTES, SUPERBLOCK_MAGIC};
 pub use number::{Increment, Incremented};
-pub use once::{Outcome, Progress, RequestId};
+pub use once::{Outcome, Progress, RECORD_BYTES as RESULT_RECORD_BYTES, RequestId};
 pub use reserve::Reservation;
 pub use rules::{RejectReason, RejectRules};
 pub use segment::Accounting;

@@ -21,8 +21,8 @@ use alloc::vec::Vec;
 const RECORD_KEY_BYTES: usize = 16;
 const RECORD_VALUE_BYTES: usize = 24;
 
-/// Bytes of a result record in the log.
-pub(crate) const RECORD_BYTES: usize = entry_bytes(RECORD_KEY_BYTES, RECORD_VALUE_BYTES);
+/// Bytes of a result record in the log: what a write that executes once takes beside its entry, until its client has seen the result.
+pub const RECORD_BYTES: usize = entry_bytes(RECORD_KEY_BYTES, RECORD_VALUE_BYTES);
 
 /// What a lease's key in the directory begins with; then the client's id. No table's name begins with a zero.
 const LEASE_PREFIX: &[u8; 6] = b"\0lease";

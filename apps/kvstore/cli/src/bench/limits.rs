@@ -20,6 +20,24 @@ pub const DEFAULT_RECORDS: u32 = 100_000;
 /// Share of a store's capacity that records without `--records` fill at most: overwriting needs room.
 pub const DEFAULT_FILL: f64 = 0.4;
 
+/// Shares of the log that workload `overwrite` fills where none are asked for, per cent: the first is what the others are set against.
+pub const DEFAULT_UTILISATIONS: [u8; 3] = [30, 80, 90];
+
+/// Share of the log that is filled where latency beside a busy cleaner is measured, per cent.
+pub const DEFAULT_TAIL_UTILISATION: u8 = 80;
+
+/// Highest share that may be asked for, per cent: beyond, no store has room for the segments that its cleaner works with.
+pub const MAX_UTILISATION: u8 = 96;
+
+/// Memory of a guest whose log is filled to some share: 60 segments or so, and more than caches hold.
+pub const FILLED_MEMORY: u64 = 512 << 20;
+
+/// How often the log is written over before overwriting is measured: after once, what the first fill left behind is gone.
+pub const TURN_OVERS: f64 = 1.5;
+
+/// Requests under way of workload `overwrite` where none are asked for.
+pub const OVERWRITE_IN_FLIGHT: u8 = 16;
+
 /// Longest scan, records (workload E: uniform from 1).
 pub const MAX_SCAN: u8 = 100;
 

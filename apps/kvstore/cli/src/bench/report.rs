@@ -6,6 +6,8 @@ use hyv_lab::{Interval, values};
 use kvstore::client::OneSidedCounters;
 use serde::Serialize;
 
+use super::filled::{OverwriteLine, TailLine};
+use super::lines::Crossings;
 use super::slice::Tally;
 use super::workload::{Kind, Workload};
 use crate::report::{Accel, Mode};
@@ -26,6 +28,15 @@ pub struct Report {
     /// One for each workload, with `--where guest,native`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ratios: Vec<RatioLine>,
+    /// With `--cleaner-tail`: one for each place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cleaner_tail: Vec<TailLine>,
+    /// Of workload `overwrite`: one for each place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overwrite: Vec<OverwriteLine>,
+    /// Cache lines that go from one core to the other for an operation of each kind, by construction; null where another process drives the
+    /// engine.
+    pub cache_lines: Option<Crossings>,
     /// With `--vs redis`: what was found of it beyond `results`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisLine>,
@@ -68,6 +79,8 @@ pub struct Settings {
     pub read_share: f64,
     /// What replays the draws.
     pub seed: u64,
+    /// Whether writes execute once, whatever happens to their replies: each then takes a result record in the log.
+    pub exactly_once: bool,
 }
 
 /// One workload in one place.
@@ -411,6 +424,7 @@ mod tests {
                 clients: 1,
                 read_share: 0.95,
                 seed: 7,
+                exactly_once: true,
             },
             floor: Some(floors),
             results: vec![line],
@@ -422,6 +436,9 @@ mod tests {
                 aa_p50: None,
                 aa_time_per_op: None,
             }],
+            cleaner_tail: vec![],
+            overwrite: vec![],
+            cache_lines: None,
             redis: None,
             speedup: Some(speedup),
         };
@@ -429,7 +446,7 @@ mod tests {
         let expected = serde_json::json!({
             "accel": "kvm", "mode": "inline",
             "settings": { "records": 10, "value_size": 100, "key_size": 20, "in_flight": 1, "clients": 1,
-                          "read_share": 0.95, "seed": 7 },
+                          "read_share": 0.95, "seed": 7, "exactly_once": true },
             "floor": { "cache_line_rtt_ns": 100.0, "two_lines_rtt_ns": 120.0, "send_rtt_ns": null,
                        "send_bytes": [26, 152], "read_rtt_ns": 250.0, "read_bytes": 152 },
             "results": [{
@@ -444,6 +461,7 @@ mod tests {
             }],
             "ratios": [{ "workload": "a", "p50": i, "throughput": i, "time_per_op": i, "aa_p50": null,
                          "aa_time_per_op": null }],
+            "cache_lines": null,
             "speedup": { "rpc_p50": 100.0, "one_sided_p50": null, "throughput": 5.0 },
         });
         assert_eq!(serde_json::to_value(&report).unwrap(), expected);

@@ -12,9 +12,9 @@ use hyv_rnic::cell::Inline;
 use hyv_verbs::probe::{self, Lines};
 use kvstore::client::{Client, ClientConfig, ClientError, OneSidedCounters, Operation, Ticket};
 use kvstore::limits::EAGER_VALUE_BYTES;
-use kvstore::proto::{REQUEST_HEADER_BYTES, Reply, Status};
-use kvstore::store::DEFAULT_TABLE;
+use kvstore::proto::{REQUEST_HEADER_BYTES, Reply, StatsReply, Status};
 use kvstore::store::entry::{ENTRY_HEADER_BYTES, entry_bytes};
+use kvstore::store::{CleanerMode, DEFAULT_TABLE};
 
 use super::limits::{FLOOR_ROUNDS, KEY_BYTES, LOCATIONS_PER_RECORD, MAX_LOCATIONS, SILENCE};
 use super::slice::looked_at;
@@ -209,6 +209,61 @@ impl<'a> Rpc<'a> {
         }
         self.lost_probes = 0;
         Ok(Some(median(&mut samples) * 1e9 / self.hz))
+    }
+
+    /// Asks the server for something that is not measured, while no request is under way; `take` keeps something of the reply, none: it
+    /// is of another kind than was asked for.
+    ///
+    /// # Errors
+    /// What the server says; when it is silent.
+    pub fn ask<T>(
+        &mut self,
+        operation: &Operation<'_>,
+        mut take: impl FnMut(Reply<'_>) -> Option<T>,
+    ) -> Result<T> {
+        let ticket = self.lanes[0].client.submit(operation)?;
+        let (start, mut answer) = (Instant::now(), None);
+        loop {
+            if let Some(inline) = &mut self.inline {
+                inline.driver().poll();
+            }
+            self.lanes[0].client.poll(|t, reply| {
+                if t == ticket {
+                    answer = Some(reply.map(&mut take));
+                }
+            })?;
+            match answer.take() {
+                Some(Ok(Some(found))) => return Ok(found),
+                Some(Ok(None)) => bail!("the server's reply is of another kind than the request"),
+                Some(Err(e)) => return Err(e.into()),
+                None if start.elapsed() > SILENCE => {
+                    return Err(ClientError::Timeout(SILENCE).into());
+                }
+                None if self.inline.is_none() => std::thread::yield_now(),
+                None => {}
+            }
+        }
+    }
+
+    /// What the server counts.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn stats(&mut self) -> Result<StatsReply> {
+        self.ask(&Operation::Stats, |reply| match reply {
+            Reply::Stats(stats) => Some(stats.get()),
+            _ => None,
+        })
+    }
+
+    /// Says when the server's cleaner works, until the connection ends.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn set_cleaner(&mut self, mode: CleanerMode) -> Result<()> {
+        self.ask(&Operation::Cleaner { mode }, |reply| {
+            matches!(reply, Reply::Empty).then_some(())
+        })
     }
 
     /// The first connection, for what is not measured.

@@ -62,6 +62,8 @@ pub struct Measured {
     pub elapsed: Duration,
     /// Latencies for ratios; the floor is not filled in.
     pub slice: Slice,
+    /// 99.9th percentile of reads, ns; not a number without any.
+    pub reads_p999_ns: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +171,7 @@ impl Runner {
         } else {
             self.ticks.iter().map(|&t| f64::from(t)).collect()
         };
+        let reads_p999_ns = self.reads_quantile(0.999) * ns;
         let p50_ns = median(&mut means) * ns;
         let at = (self.ticks.len() * 99).div_ceil(100) - 1;
         let p99_ns = f64::from(*self.ticks.select_nth_unstable(at).1) * ns;
@@ -181,7 +184,20 @@ impl Runner {
                 p99_ns,
                 floor_ns: f64::NAN,
             },
+            reads_p999_ns,
         })
+    }
+
+    /// Ticks that a share of the last pass's reads did not exceed.
+    fn reads_quantile(&self, share: f64) -> f64 {
+        let pairs = self.ticks.iter().zip(&self.kinds);
+        let reads = pairs.filter(|(_, kind)| **kind == Kind::Read);
+        let mut reads: Vec<u32> = reads.map(|(ticks, _)| *ticks).collect();
+        if reads.is_empty() {
+            return f64::NAN;
+        }
+        let at = ((reads.len() as f64 * share).ceil() as usize).clamp(1, reads.len()) - 1;
+        f64::from(*reads.select_nth_unstable(at).1)
     }
 
     /// Does all of `drawn` without measuring, and fails at the first that the store refuses; `each` hears how many are done.

@@ -68,6 +68,8 @@ pub enum Workload {
     F,
     /// Reads and updates in some share, uniform.
     GetPut,
+    /// Updates, uniform: a store whose log is filled to some share.
+    Overwrite,
 }
 
 impl Workload {
@@ -85,6 +87,7 @@ impl Workload {
             Self::E => "e",
             Self::F => "f",
             Self::GetPut => "get-put",
+            Self::Overwrite => "overwrite",
         }
     }
 
@@ -93,7 +96,7 @@ impl Workload {
     pub const fn spread(self) -> Spread {
         match self {
             Self::D => Spread::Latest,
-            Self::GetPut => Spread::Uniform,
+            Self::GetPut | Self::Overwrite => Spread::Uniform,
             Self::A | Self::B | Self::C | Self::E | Self::F => Spread::Zipfian,
         }
     }
@@ -109,6 +112,7 @@ impl Workload {
             Self::E => (Kind::Scan, 0.95, Kind::Insert),
             Self::F => (Kind::Read, 0.5, Kind::ReadModifyWrite),
             Self::GetPut => (Kind::Read, read_share, Kind::Update),
+            Self::Overwrite => (Kind::Update, 1.0, Kind::Update),
         }
     }
 
@@ -139,13 +143,17 @@ impl FromStr for Choice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
-        let mut all = Workload::YCSB.into_iter().chain([Workload::GetPut]);
+        let mut all = Workload::YCSB
+            .into_iter()
+            .chain([Workload::GetPut, Workload::Overwrite]);
         match lower.as_str() {
             "all" | "ycsb" => Ok(Self::All),
             name => all
                 .find(|w| w.name() == name)
                 .map(Self::One)
-                .ok_or_else(|| "one of a, b, c, d, e, f, get-put, or all for a to f".to_owned()),
+                .ok_or_else(|| {
+                    "one of a, b, c, d, e, f, get-put, overwrite, or all for a to f".to_owned()
+                }),
         }
     }
 }
@@ -277,6 +285,7 @@ mod tests {
             (Workload::E, [0.0, 0.0, 0.05, 0.95, 0.0]),
             (Workload::F, [0.5, 0.0, 0.0, 0.0, 0.5]),
             (Workload::GetPut, [0.8, 0.2, 0.0, 0.0, 0.0]),
+            (Workload::Overwrite, [0.0, 1.0, 0.0, 0.0, 0.0]),
         ];
         for (workload, shares) in table {
             let all = drawn(workload, 0.8, 77);
@@ -301,6 +310,7 @@ mod tests {
             assert_eq!(workload.spread(), want);
         }
         assert_eq!(Workload::GetPut.spread(), Spread::Uniform);
+        assert_eq!(Workload::Overwrite.spread(), Spread::Uniform);
     }
 
     #[test]
@@ -351,7 +361,8 @@ mod tests {
 
     #[test]
     fn names() {
-        for workload in Workload::YCSB.into_iter().chain([Workload::GetPut]) {
+        let others = [Workload::GetPut, Workload::Overwrite];
+        for workload in Workload::YCSB.into_iter().chain(others) {
             assert_eq!(workload.name().parse(), Ok(Choice::One(workload)));
             assert_eq!(
                 workload.name().to_uppercase().parse(),

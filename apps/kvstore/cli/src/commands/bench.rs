@@ -9,7 +9,7 @@ use hyv_host::accel::AccelKind;
 use hyv_host::sys::process::spawn_bound;
 use hyv_host::sys::{clock, cpu};
 use hyv_verbs::Gid;
-use kvstore::client::Client;
+use kvstore::client::{Client, ClientConfig};
 use kvstore::status::Status;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -84,15 +84,21 @@ impl Server {
         Ok(Self { child, pid })
     }
 
+    /// Connects when it serves.
     pub fn connect(&mut self, appliance: &Appliance, port: u16) -> Result<Client> {
+        self.connect_with(appliance, port, ClientConfig::default())
+    }
+
+    /// The same, as `config` says.
+    pub fn connect_with(
+        &mut self,
+        appliance: &Appliance,
+        port: u16,
+        config: ClientConfig,
+    ) -> Result<Client> {
         let start = Instant::now();
         loop {
-            match Client::connect(
-                &appliance.context,
-                Gid::LOCAL,
-                port,
-                Duration::from_secs(10),
-            ) {
+            match Client::connect_with(&appliance.context, Gid::LOCAL, port, config) {
                 Ok(mut client) => {
                     // The measuring thread drives the engine: it must not wait for what a new connection takes.
                     client.set_reconnect(None);

@@ -56,12 +56,7 @@ impl Where {
         self.port
     }
 
-    /// Connects on a device that is open.
-    pub fn connect_by(&self, context: &Context) -> Result<Client, ClientError> {
-        Client::connect(context, Gid::LOCAL, self.port, self.timeout)
-    }
-
-    /// The same, as `config` says but for times.
+    /// Connects on a device that is open, as `config` says but for times.
     pub fn connect_with(
         &self,
         context: &Context,

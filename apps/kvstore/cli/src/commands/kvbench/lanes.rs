@@ -24,7 +24,7 @@ pub(super) const TWIN: &str = "twin";
 /// Rest after a server was woken from SIGSTOP.
 const SETTLE: Duration = Duration::from_millis(2);
 /// Requests under way while records are loaded or removed.
-const LOADING: u32 = 16;
+pub(super) const LOADING: u32 = 16;
 
 /// A way to a store.
 pub(super) enum Store<'a> {
@@ -98,6 +98,19 @@ impl<'a> Lane<'a> {
         self.counted = self.counters();
     }
 
+    /// This project's store.
+    pub fn rpc(&mut self) -> Result<&mut Rpc<'a>> {
+        match &mut self.store {
+            Store::Rpc(rpc) => Ok(rpc),
+            Store::Redis(_) => anyhow::bail!("Redis has no such measurement"),
+        }
+    }
+
+    /// The last slice: its median, 99th percentile and floor.
+    pub fn last(&self) -> Option<Slice> {
+        self.slices.last().copied()
+    }
+
     fn counters(&self) -> Option<OneSidedCounters> {
         match &self.store {
             Store::Rpc(rpc) => rpc.one_sided_counters(),
@@ -144,7 +157,8 @@ impl<'a> Lane<'a> {
         Ok(measured)
     }
 
-    fn all(
+    /// Stores and removes records.
+    pub fn all(
         &mut self,
         runner: &mut Runner,
         requests: impl Iterator<Item = Wanted>,

@@ -1,39 +1,44 @@
 //! `kv bench`: workloads on a store: one that runs, or a guest of its own, a native server beside it, and Redis.
 
+mod args;
 mod bare;
+mod filled;
 mod lanes;
 mod redis;
+#[cfg(test)]
+mod tests;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use hyv_host::accel::{AccelKind, AccelRequest};
+use hyv_host::accel::AccelKind;
 use hyv_host::program;
-use hyv_host::sys::{clock, cpu};
+use hyv_host::sys::cpu;
 use hyv_host::wire::WireConfig;
 use hyv_lab::{median, values};
 use hyv_verbs::{Context, Gid, Process};
 use kvstore::client::Client;
-use kvstore::limits::{EAGER_VALUE_BYTES, MAX_VALUE_BYTES};
+use kvstore::limits::EAGER_VALUE_BYTES;
 use kvstore::status::Status;
+use kvstore::store::RESULT_RECORD_BYTES;
 use rustix::process::Pid;
 
+pub(super) use self::args::Args;
 pub(super) use self::bare::{AgentArgs, agent};
 
+use self::args::{Place, Rival, What};
 use self::bare::Bare;
 use self::lanes::{Check, Driver, Lane, Plan, Store, Until};
 use self::redis::RedisSide;
-use super::appliance::{self, Appliance, Boot, Booted, ModeChoice};
+use super::appliance::{self, Appliance, Boot, Booted};
 use super::bench::{Server, collapse};
-use super::client::Where;
-use crate::bench::limits::{DEFAULT_FILL, DEFAULT_RECORDS, KEY_BYTES, MAX_CLIENTS, MAX_RECORDS};
+use crate::bench::filled::{OverwriteLine, TailLine};
+use crate::bench::limits::{DEFAULT_FILL, DEFAULT_RECORDS, FILLED_MEMORY, KEY_BYTES};
+use crate::bench::lines::Crossings;
 use crate::bench::report::{self, Report, Settings, WorkloadLine};
 use crate::bench::rpc::{self, Rpc};
-use crate::bench::workload::{Choice, Workload, chosen};
 use crate::report::{Accel, check_target, save};
 use crate::session;
 
@@ -47,134 +52,6 @@ const GUEST_BESIDE: u64 = 64 << 20;
 /// is slow to go through.
 const GUEST_LEAST: u64 = 64 << 20;
 
-/// Where the store that is measured runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Place {
-    Guest,
-    Native,
-}
-
-/// What it is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Rival {
-    Redis,
-}
-
-#[derive(clap::Args, Debug)]
-pub(super) struct Args {
-    #[command(flatten)]
-    place: Where,
-    /// Workloads: YCSB's a to f, get-put (reads and writes of some share, uniform), all (a to f) [default: all; get-put with --vs]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    workload: Vec<Choice>,
-    /// Records in the store [default: 100000, or as many as a running store has room for]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RECORDS)))]
-    records: Option<u32>,
-    /// Bytes of a value [default: 1000 (YCSB: ten fields of 100); 100 for get-put]
-    #[arg(long, value_name = "SIZE", value_parser = values::size, allow_negative_numbers = true)]
-    value_size: Option<u64>,
-    /// Share of reads in get-put, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value = "0.95", value_parser = share, allow_negative_numbers = true)]
-    read_share: f64,
-    /// How long to measure each workload in each place
-    #[arg(long = "for", value_name = "TIME", value_parser = values::duration, default_value = "3s", conflicts_with = "operations")]
-    time: Duration,
-    /// Measure so many operations of each workload in each place
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    operations: Option<u64>,
-    /// Requests outstanding at once on each connection, 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    in_flight: u8,
-    /// Connections
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CLIENTS)))]
-    clients: u16,
-    /// Measure stores of this command's own: guest, native, or both in alternating slices, with their ratio
-    /// [default: the instance that runs; without one, a guest]
-    #[arg(
-        long = "where",
-        value_name = "WHERE",
-        value_delimiter = ',',
-        conflicts_with = "instance"
-    )]
-    places: Vec<Place>,
-    /// Run the same on the machine's redis-server, in alternating slices with stores of this command's own
-    #[arg(long, value_name = "WHAT", conflicts_with = "instance")]
-    vs: Option<Rival>,
-    /// Also measure the store by one-sided reads, in a place of its own: the client READs hash table and log, and asks the server
-    /// only in doubt [default: with --vs]
-    #[arg(long)]
-    one_sided: bool,
-    /// Write a report (`-` or nothing: standard output)
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
-    /// Replays the draws of another run [default: another one each time]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// What runs the guest: auto, kvm or tcg
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
-    accel: AccelRequest,
-    /// Memory of a guest of this command's own [default: by the records]
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    memory: Option<u64>,
-    /// CPUs to use, for example 0,1: the first for engine and client, the second for the server, a third for the client
-    #[arg(long, value_name = "CPUS")]
-    pin: Option<String>,
-    /// Who drives the engine: this process's client (inline) or a thread
-    #[arg(long, value_name = "auto|inline|thread", default_value = "auto")]
-    mode: ModeChoice,
-    /// The image to boot
-    #[arg(long, value_name = "PATH", env = "HYV_IMAGE", hide_env = true)]
-    image: Option<PathBuf>,
-    /// What to log: error, warn, info, debug or trace, or a filter such as hyv_host=debug
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    log: String,
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("a share is a number from 0 to 1, for example 0.95".to_owned()),
-    }
-}
-
-/// What is measured, after defaults.
-struct What {
-    workloads: Vec<Workload>,
-    value_size: usize,
-    seed: u64,
-}
-
-impl What {
-    fn of(args: &Args) -> Result<Self> {
-        let workloads = if !args.workload.is_empty() {
-            chosen(&args.workload)
-        } else if args.vs.is_some() {
-            vec![Workload::GetPut]
-        } else {
-            Workload::YCSB.to_vec()
-        };
-        let default = if workloads == [Workload::GetPut] {
-            100
-        } else {
-            1_000
-        };
-        let value_size = args.value_size.unwrap_or(default);
-        if value_size > MAX_VALUE_BYTES as u64 {
-            bail!("--value-size {value_size}: a value has at most {MAX_VALUE_BYTES} bytes");
-        }
-        Ok(Self {
-            workloads,
-            value_size: value_size as usize,
-            seed: args.seed.unwrap_or_else(|| clock::tsc() >> 8),
-        })
-    }
-
-    /// Bytes of memory for one record.
-    const fn record_bytes(&self) -> u64 {
-        self.value_size as u64 + RECORD_OVERHEAD
-    }
-}
-
 /// Runs it.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     program::start_log(&args.log)?;
@@ -183,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         check_target(path).map_err(anyhow::Error::msg)?;
     }
     let stop = program::stop_flag()?;
-    let own = !args.places.is_empty() || args.vs.is_some();
+    let own = !args.places.is_empty() || args.vs.is_some() || what.instrument.is_some();
     if !own && (args.place.names_one() || session::any_runs()?) {
         return running(args, &what, &stop).map(|()| ExitCode::SUCCESS);
     }
@@ -196,7 +73,9 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let ways = 1 + u64::from(args.one_sided);
     let process = Process::connect(&dir, ram(args.clients) * ways, "kv")?;
     let context = Context::open(process).context("cannot open the device")?;
-    let mut clients = rpc::connect(args.clients, || Ok(args.place.connect_by(&context)?))?;
+    let mut clients = rpc::connect(args.clients, || {
+        Ok(args.place.connect_with(&context, what.client_config())?)
+    })?;
     let records = match args.records {
         Some(records) => records,
         None => {
@@ -213,7 +92,7 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
     let plan = plan(args, what, records, stop);
     let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
     if args.one_sided {
-        let config = rpc::one_sided_config(records);
+        let config = what.one_sided_config(records);
         let clients = rpc::connect(args.clients, || {
             Ok(args.place.connect_with(&context, config)?)
         })?;
@@ -241,6 +120,9 @@ struct Extras {
     ratios: Vec<report::RatioLine>,
     redis: Option<report::RedisLine>,
     speedup: Option<report::Speedup>,
+    cleaner_tail: Vec<TailLine>,
+    overwrite: Vec<OverwriteLine>,
+    cache_lines: Option<Crossings>,
 }
 
 /// Boots a guest, starts what else is measured, and measures.
@@ -248,6 +130,7 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
     let records = args.records.unwrap_or(DEFAULT_RECORDS);
     let memory = match args.memory {
         Some(memory) => memory,
+        None if what.instrument.is_some() => FILLED_MEMORY,
         None => memory_for(what, records),
     };
     let native = args.places.contains(&Place::Native);
@@ -286,7 +169,10 @@ fn owned(args: &Args, what: &What, stop: Arc<AtomicBool>) -> Result<ExitCode> {
         appliance.accel,
         values::bytes(memory)
     );
-    let outcome = beside(args, what, records, &appliance, client, native);
+    let outcome = match what.instrument {
+        Some(instrument) => filled::run(args, what, instrument, &appliance, client),
+        None => beside(args, what, records, &appliance, client, native),
+    };
     if let Err(e) = outcome {
         return match appliance.guest.qemu().exit_report() {
             Some(_) => appliance::guest_failed(appliance.guest, e),
@@ -319,10 +205,12 @@ fn beside(
     if let Err(e) = appliance.guest.qemu().pin_others(&appliance.roles.client) {
         tracing::debug!("QEMU's other threads run anywhere: {e}");
     }
-    let mut first = Some(first);
+    let mut first = Some(first).filter(|_| what.exactly_once);
     let clients = rpc::connect(args.clients, || match first.take() {
         Some(client) => Ok(client),
-        None => Ok(args.place.connect_by(&appliance.context)?),
+        None => Ok(args
+            .place
+            .connect_with(&appliance.context, what.client_config())?),
     })?;
     let window = Arc::clone(appliance.guest.qemu().window());
     let pid =
@@ -333,7 +221,7 @@ fn beside(
     let guest_too = args.places.is_empty() || args.places.contains(&Place::Guest);
     // A second way to the store of a lane; what is loaded by one is there for the other.
     let mut second = None;
-    let config = rpc::one_sided_config(records);
+    let config = what.one_sided_config(records);
     if one_sided(args) && guest_too {
         let clients = rpc::connect(args.clients, || {
             Ok(args.place.connect_with(&appliance.context, config)?)
@@ -350,7 +238,9 @@ fn beside(
                 format!("native-{i}"),
             );
             let mut server = Server::start(appliance, port, &name, store_bytes)?;
-            let clients = rpc::connect(args.clients, || server.connect(appliance, port))?;
+            let clients = rpc::connect(args.clients, || {
+                server.connect_with(appliance, port, what.client_config())
+            })?;
             let memory = appliance
                 .instance
                 .backend()
@@ -459,10 +349,8 @@ fn beside(
     let verbs = bare.as_mut().map(Bare::found).unwrap_or_default();
     let mut floors: Vec<f64> = lanes.iter().flat_map(Lane::floors).collect();
     let mut extras = Extras {
-        accel: guest_too.then(|| match appliance.guest.qemu().accel() {
-            AccelKind::Kvm => Accel::Kvm,
-            AccelKind::Tcg => Accel::Tcg,
-        }),
+        accel: guest_too.then(|| accel(appliance)),
+        cache_lines: crossings(what, appliance),
         mode: Some(appliance.mode),
         floor: (!floors.is_empty()).then(|| report::Floors {
             cache_line_rtt_ns: median(&mut floors),
@@ -503,18 +391,9 @@ fn measure<'a>(
     beside: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Found> {
     let (mut results, mut ratios) = (Vec::new(), Vec::new());
-    let until = match args.operations {
-        Some(ops) => Until::Operations(ops),
-        None => Until::Time(args.time),
-    };
-    let out = |text: &str| {
-        if args.json.as_deref().is_some_and(|p| p.as_os_str() == "-") {
-            eprint!("{text}");
-        } else {
-            print!("{text}");
-        }
-    };
-    out(&format!("{}\n", report::head()));
+    let until = until(args);
+    let out = |text: &str| out(args, text);
+    out(&format!("{}\n{}\n", once_line(what), report::head()));
     for &workload in &what.workloads {
         plan.alternate(workload, lanes, until, inline, check, beside)?;
         for lane in lanes.iter().filter(|l| l.place != lanes::TWIN) {
@@ -538,6 +417,48 @@ fn measure<'a>(
         }
     }
     Ok((results, ratios))
+}
+
+/// Prints what is not the report: beside it, where that goes to standard output.
+fn out(args: &Args, text: &str) {
+    if args.json.as_deref().is_some_and(|p| p.as_os_str() == "-") {
+        eprint!("{text}");
+    } else {
+        print!("{text}");
+    }
+}
+
+/// What writes are, for the head of a table.
+fn once_line(what: &What) -> String {
+    if what.exactly_once {
+        format!(
+            "writes execute once: each also takes a result record of {RESULT_RECORD_BYTES} B in the log (--exactly-once off: none)"
+        )
+    } else {
+        "writes may execute twice if a connection is lost (--exactly-once off)".to_owned()
+    }
+}
+
+/// How long to measure.
+const fn until(args: &Args) -> Until {
+    match args.operations {
+        Some(ops) => Until::Operations(ops),
+        None => Until::Time(args.time),
+    }
+}
+
+/// What runs the guest.
+fn accel(appliance: &Appliance) -> Accel {
+    match appliance.guest.qemu().accel() {
+        AccelKind::Kvm => Accel::Kvm,
+        AccelKind::Tcg => Accel::Tcg,
+    }
+}
+
+/// What crosses between the cores, where this process drives the engine: elsewhere the engine has a core of its own.
+fn crossings(what: &What, appliance: &Appliance) -> Option<Crossings> {
+    (appliance.mode == crate::report::Mode::Inline)
+        .then(|| Crossings::of(what.value_size, what.exactly_once))
 }
 
 fn finish(
@@ -578,6 +499,9 @@ fn finish(
             );
         }
     }
+    if let Some(lines) = &extras.cache_lines {
+        eprintln!("{}", lines.shown());
+    }
     if let Some(redis) = &extras.redis {
         eprint!("{}", redis::shown(redis, extras.speedup));
     }
@@ -588,14 +512,18 @@ fn finish(
             records,
             value_size: what.value_size,
             key_size: KEY_BYTES,
-            in_flight: u32::from(args.in_flight),
+            in_flight: u32::from(what.in_flight),
             clients: args.clients,
             read_share: args.read_share,
             seed: what.seed,
+            exactly_once: what.exactly_once,
         },
         floor: extras.floor,
         results,
         ratios: extras.ratios,
+        cleaner_tail: extras.cleaner_tail,
+        overwrite: extras.overwrite,
+        cache_lines: extras.cache_lines,
         redis: extras.redis,
         speedup: extras.speedup,
     };
@@ -619,7 +547,7 @@ fn plan<'a>(args: &Args, what: &What, records: u32, stop: &'a AtomicBool) -> Pla
         records,
         value_size: what.value_size,
         read_share: args.read_share,
-        in_flight: u32::from(args.in_flight) * u32::from(args.clients),
+        in_flight: u32::from(what.in_flight) * u32::from(args.clients),
         seed: what.seed,
         stop,
     }
@@ -669,81 +597,4 @@ fn interrupted(stop: &AtomicBool) -> Result<()> {
         bail!("bench: interrupted");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    fn args(words: &[&str]) -> Result<Args, clap::Error> {
-        Line::try_parse_from([&["bench"], words].concat()).map(|l| l.args)
-    }
-
-    #[test]
-    fn defaults_are_those_of_ycsb_and_of_the_mix() {
-        for (words, workloads, value_size) in [
-            (&[][..], 6, 1_000),
-            (&["--workload", "get-put"], 1, 100),
-            (&["--vs", "redis"], 1, 100),
-            (&["--workload", "a,get-put"], 2, 1_000),
-            (&["--workload", "A", "--value-size", "4K"], 1, 4_096),
-        ] {
-            let what = What::of(&args(words).expect("legal")).expect("legal");
-            assert_eq!(
-                (what.workloads.len(), what.value_size),
-                (workloads, value_size)
-            );
-        }
-    }
-
-    #[test]
-    fn json_stands_alone_or_with_a_file() {
-        let json = |words: &[&str]| args(words).expect("legal").json;
-        assert_eq!(json(&[]), None);
-        assert_eq!(json(&["--json"]), Some("-".into()));
-        assert_eq!(json(&["--json", "--for", "1s"]), Some("-".into()));
-        assert_eq!(json(&["--json", "r.json"]), Some("r.json".into()));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused() {
-        for words in [
-            &["--read-share", "1.5"][..],
-            &["--read-share", "-0.1"],
-            &["--read-share", "most"],
-            &["--workload", "z"],
-            &["--records", "0"],
-            &["--records", "4294967295"],
-            &["--operations", "0"],
-            &["--operations", "5", "--for", "1s"],
-            &["--clients", "0"],
-            &["--clients", "65"],
-            &["--in-flight", "17"],
-            &["--where", "moon"],
-            &["--where", "guest", "--instance", "x"],
-            &["--vs", "memcached"],
-        ] {
-            assert!(args(words).is_err(), "{words:?}");
-        }
-        let large = args(&["--value-size", "1048577"]).expect("parsed");
-        assert!(What::of(&large).is_err_and(|e| e.to_string().contains("1048576")));
-    }
-
-    #[test]
-    fn memory_follows_the_records() {
-        let what = What::of(&args(&["--workload", "get-put"]).expect("legal")).expect("legal");
-        assert!((GUEST_LEAST..=GUEST_LEAST + (2 << 20)).contains(&memory_for(&what, 1)));
-        let million = memory_for(&what, 1_000_000);
-        assert!(million > 300 << 20 && million.is_multiple_of(2 << 20));
-        assert!(check_memory(u64::MAX / 2, 4).is_err());
-        assert!(check_memory(1 << 20, 4).is_ok());
-    }
 }
