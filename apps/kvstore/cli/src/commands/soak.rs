@@ -54,7 +54,7 @@ pub(super) struct Args {
     /// How much of the store to keep in use, percent; the more, the harder the cleaner works
     #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=95))]
     utilisation: u8,
-    /// Keys that all clients fight for; as many have objects that expire
+    /// Keys that all clients fight for; four times as many have objects that expire
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     hot_keys: u64,
     /// Seed of clients and faults (default: from the clock; it is printed)

@@ -9,8 +9,12 @@ pub const CLOCK_SLACK_NS: u64 = 500_000_000;
 pub const CLOCK_LOOKS: u32 = 8;
 
 /// Longest time until an object expires, ns: several times [`CLOCK_SLACK_NS`], so that a store that hides objects too early, or never, is
-/// found out.
+/// found out; and short enough for objects to expire within the shortest round.
 pub const LIFETIME_NS: u64 = 2_000_000_000;
+/// Shortest time: with less nobody could tell whether the object had expired when it was written.
+pub const SHORTEST_LIFETIME_NS: u64 = CLOCK_SLACK_NS + CLOCK_SLACK_NS / 4;
+/// Keys whose objects expire, for each that everybody fights for: few writes each, or objects would be overwritten before they expire.
+pub const FADING_FACTOR: u64 = 4;
 
 /// Longest value under a key that clients fight for, bytes: far beyond what travels in a message.
 pub const HOT_BYTES: u64 = 64 << 10;

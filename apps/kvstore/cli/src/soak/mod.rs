@@ -72,7 +72,7 @@ pub struct Config {
     pub cut_every: Option<Duration>,
     /// Part of the store's capacity that is live.
     pub utilisation: f64,
-    /// Keys that clients fight for; of those that expire there are as many.
+    /// Keys that clients fight for; of those whose objects expire there are [`limits::FADING_FACTOR`] times as many.
     pub hot_keys: u64,
     /// Seed of clients and faults.
     pub seed: u64,
@@ -142,7 +142,7 @@ impl Totals {
         line(
             "operations",
             format!(
-                "{} ({:.0}/s), {} multi-operations, {} unanswered, {} of them of known unknown outcome",
+                "{} ({:.0}/s), {} multi-operations, {} unanswered, {} of them because of a client that does without exactly-once",
                 self.operations,
                 self.operations as f64 / self.seconds.max(1e-9),
                 c.multis,

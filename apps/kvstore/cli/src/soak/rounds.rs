@@ -14,7 +14,9 @@ use kvstore_check::op::{NEVER, Nanos, Operation, Outcome, Value, Version};
 use kvstore_check::recorder::{Recorder, monotonic_ns};
 use kvstore_check::{History, Initial, KeyHistory, Why, check};
 
-use super::limits::{CLOCK_SLACK_NS, ENDING, FILL_BATCH, FILL_BYTES, LONGER, LOOK, SHORTEST_LIFE};
+use super::limits::{
+    CLOCK_SLACK_NS, ENDING, FADING_FACTOR, FILL_BATCH, FILL_BYTES, LONGER, LOOK, SHORTEST_LIFE,
+};
 use super::place::Place;
 use super::scan::Scan;
 use super::store::{Clock, Figures};
@@ -93,7 +95,7 @@ impl<'a> Soak<'a> {
             random: Random(config.seed),
             keys: Keys {
                 hot: config.hot_keys,
-                fading: config.hot_keys,
+                fading: config.hot_keys * FADING_FACTOR,
                 fill: 0,
                 table,
             },

@@ -15,6 +15,7 @@ use kvstore_check::op::{Addend, NEVER, Nanos, Operation, Outcome, Rules, Value, 
 
 use super::limits::{
     CLOCK_SLACK_NS, FILL_BYTES, HOT_BYTES, HUGE_BYTES, LIFETIME_NS, LONG_KEY_BYTES, MAX_ELEMENTS,
+    SHORTEST_LIFETIME_NS,
 };
 
 /// A random sequence (SplitMix64), the same for the same seed.
@@ -326,7 +327,10 @@ impl Workload {
             Sort::Fill => (9 + r.below(FILL_BYTES - 9), NEVER),
             // Not numbers: when an incremented one expires cannot be told from its value.
             Sort::Number => (8, NEVER),
-            Sort::Fading => (9 + r.below(600), now + r.below(LIFETIME_NS)),
+            Sort::Fading => {
+                let lifetime = SHORTEST_LIFETIME_NS + r.below(LIFETIME_NS - SHORTEST_LIFETIME_NS);
+                (9 + r.below(600), now + lifetime)
+            }
             Sort::Hot => {
                 let len = match r.below(400) {
                     0 if alone => 1 + r.below(HUGE_BYTES),
