@@ -213,15 +213,17 @@ pub fn run(config: &Config, stop: &AtomicBool, totals: &mut Totals) -> Result<()
             Err(_) => "something is wrong",
         }
     );
-    if outcome.is_ok() && temporary {
+    let first = folder.join("round-0");
+    let recorded = !temporary || (outcome.is_err() && first.is_dir());
+    if !recorded {
         let _ = fs::remove_dir_all(&folder);
     }
     outcome.with_context(|| {
-        format!(
-            "the soak with seed {} ended; what was recorded is in {}",
-            config.seed,
-            folder.display()
-        )
+        let place = match recorded {
+            true => format!("what was recorded is in {}", folder.display()),
+            false => "nothing was recorded".to_owned(),
+        };
+        format!("the soak with seed {} ended; {place}", config.seed)
     })
 }
 
