@@ -47,9 +47,10 @@ pub const LOOK: Duration = Duration::from_millis(5);
 pub const SHORTEST_LIFE: Duration = Duration::from_millis(300);
 /// How long clients may take to end after their time; longer than their own patience with the store.
 pub const ENDING: Duration = Duration::from_secs(60);
-/// A client that is stopped for longer than this takes no replies for longer than the server puts up with (2 s).
+/// Longest time that a client is stopped: longer than the server waits for a sign of life of a silent one's device (2 s), which must not take
+/// it for dead.
 pub const LONG_STOP: Duration = Duration::from_millis(2500);
-/// Longest other stop: many times what freed memory rests (4 ms), which one-sided readers may not exceed.
+/// Longest of most stops: many times what freed memory rests (4 ms), which one-sided readers may not exceed.
 pub const SHORT_STOP: Duration = Duration::from_millis(60);
 /// Of so many stops one is a long one.
 pub const LONG_STOPS: u64 = 12;
