@@ -132,7 +132,7 @@ fn what_cannot_be_is_said() {
         (&["--memory", "1M"], &["64M"]),
         (&["--utilisation", "100"], &["--utilisation", "95"]),
     ] {
-        let all = ["soak", "--for", "1s"].iter().chain(args);
+        let all = ["soak"].iter().chain(args);
         let run = sandbox.kv(all);
         run.fails(words);
     }
