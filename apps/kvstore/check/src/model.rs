@@ -158,7 +158,8 @@ impl State {
         }
     }
 
-    fn tick(mut self, time: Nanos) -> Self {
+    /// What a time leaves when it passes.
+    pub(crate) fn tick(mut self, time: Nanos) -> Self {
         self.clock = self.clock.max(time);
         self.hide_if_expired()
     }

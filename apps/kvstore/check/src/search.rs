@@ -7,11 +7,12 @@
 //! taken effect. When an operation returns, those of the frontier in which it has taken effect stay, and from the others every way
 //! to let it take effect is tried.
 //!
-//! Four things keep the frontier small. An observation that fits the state takes effect at once: it changes nothing, so that
+//! Five things keep the frontier small. An observation that fits the state takes effect at once: it changes nothing, so that
 //! waiting gains nothing. What was told a version takes effect only after everything that was told a lower one: versions never
 //! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An operation without an answer takes effect only right before one that
-//! would not fit without it, and among several that do the same the oldest goes first. And a configuration
-//! that allows nothing that another does not is dropped.
+//! would not fit without it, and among several that do the same the oldest goes first. Times at which objects expire pass in
+//! their order, and at once when there is nothing more to expire at them. And a configuration that allows nothing that another does not is
+//! dropped.
 //!
 //! Where many unanswered operations could explain the same answer, a search of limited [`Width`] finds an order all the same if there is
 //! one; that there is none is proved by a search that leaves nothing out, of the whole history or of a window of it.
@@ -147,7 +148,19 @@ struct Search<'a> {
     open: Vec<Option<usize>>,
     /// Something expires: then an unanswered write may matter without being seen.
     expiry: bool,
+    /// By time: what may write an object that expires then.
+    expiring: HashMap<Nanos, SmallVec<[usize; 1]>>,
+    /// By item that must: whether it was asked for, and where it is under way; gone once it has returned.
+    phase: Vec<Phase>,
     left: u64,
+}
+
+/// How far it is with an item that must.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Ahead,
+    Open(usize),
+    Returned,
 }
 
 /// Too much to look at.
@@ -228,6 +241,7 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) ->
                 config.clear(slot);
             }
             search.open[slot] = None;
+            search.phase[item] = Phase::Returned;
             free.push(slot);
             search.tidy(&mut frontier);
             left_out |= search.narrow(&mut frontier, width);
@@ -244,9 +258,22 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) ->
             });
             slots[item] = slot;
             search.open[slot] = Some(item);
+            search.phase[item] = Phase::Open(slot);
         }
     }
     Verdict::Linearizable
+}
+
+fn expiring(items: &[Item]) -> HashMap<Nanos, SmallVec<[usize; 1]>> {
+    let mut expiring: HashMap<Nanos, SmallVec<[usize; 1]>> = HashMap::new();
+    for (at, item) in items.iter().enumerate() {
+        if let Action::Operation(Operation::Write { expires, .. }) = item.action
+            && expires != NEVER
+        {
+            expiring.entry(expires).or_default().push(at);
+        }
+    }
+    expiring
 }
 
 struct Event {
@@ -331,6 +358,8 @@ impl<'a> Search<'a> {
             bounds,
             open: Vec::new(),
             expiry: items.iter().any(Item::is_tick),
+            expiring: expiring(items),
+            phase: vec![Phase::Ahead; items.len()],
             left,
         }
     }
@@ -383,8 +412,15 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Lets every observation under way that fits take effect.
+    /// Lets every observation under way that fits take effect, and every time pass at which nothing can expire any more.
     fn observe(&self, config: &mut Config) {
+        while let Some((slot, time)) = self.first_tick(config)
+            && config.state.expires != time
+            && !self.may_write(config, time)
+        {
+            config.state = config.state.tick(time);
+            config.set(slot);
+        }
         for (slot, item) in self.open.iter().enumerate() {
             let Some(item) = *item else { continue };
             if config.has(slot) {
@@ -399,6 +435,31 @@ impl<'a> Search<'a> {
                 config.versions += u32::from(outcome.version() != 0);
             }
         }
+    }
+
+    /// The first time that has not passed, of those under way. Times pass in their order: one that has passed makes those before it pass.
+    fn first_tick(&self, config: &Config) -> Option<(usize, Nanos)> {
+        if !self.expiry {
+            return None;
+        }
+        let open = self.open.iter().enumerate();
+        let ticks = open.filter_map(|(slot, item)| match self.items[(*item)?].action {
+            Action::Tick(time) if !config.has(slot) => Some((slot, time)),
+            _ => None,
+        });
+        ticks.min_by_key(|(_, time)| *time)
+    }
+
+    /// Whether an object that expires at `time` may still be written.
+    fn may_write(&self, config: &Config, time: Nanos) -> bool {
+        let writes = self.expiring.get(&time).map_or(&[][..], |writes| writes);
+        writes
+            .iter()
+            .any(|&item| match (self.class_of[item], self.phase[item]) {
+                (Some(_), _) | (None, Phase::Ahead) => true,
+                (None, Phase::Open(slot)) => !config.has(slot),
+                (None, Phase::Returned) => false,
+            })
     }
 
     /// Every configuration in which one more of the operations under way has taken effect, with the unanswered ones that it needs.
@@ -427,6 +488,13 @@ impl<'a> Search<'a> {
             return None;
         }
         let i = &self.items[item];
+        if i.is_tick()
+            && self
+                .first_tick(config)
+                .is_some_and(|(first, _)| first != slot)
+        {
+            return None;
+        }
         let state = config.state.apply(&i.action, i.outcome.as_ref())?;
         let mut next = config.clone();
         next.state = state;

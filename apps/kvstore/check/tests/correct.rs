@@ -170,3 +170,57 @@ fn a_refused_operation_says_nothing() {
     sim.alone(Operation::READ);
     accept("refused", 1, &sim.history, 0);
 }
+
+/// Forty times under way at once: nobody can try all their orders.
+#[test]
+fn objects_that_expire_at_nearly_the_same_time() {
+    use kvstore_check::op::RequestId;
+    const SLACK: u64 = 1_000_000;
+    const EXPIRY: u64 = 10_000_000;
+    let mut history = KeyHistory::default();
+    let mut now = 1_000;
+    let mut add = |operation, outcome| {
+        history.ops.push(kvstore_check::Op {
+            client: 1,
+            number: history.ops.len() as u64,
+            invoked: now,
+            returned: now + 5,
+            operation,
+            outcome: Some(outcome),
+            request: RequestId::NONE,
+        });
+        now += 10;
+        if history.ops.len() == 80 {
+            now = EXPIRY;
+        }
+    };
+    let value = |n: u64| Value::of(&[n as u8; 20]);
+    for n in 1..=40 {
+        let write = Operation::Write {
+            value: value(n),
+            expires: EXPIRY + n,
+            rules: None,
+        };
+        add(write, Outcome::Written { version: n });
+        let (value, version) = (value(n), n);
+        add(Operation::READ, Outcome::Found { value, version });
+    }
+    // Any of these may be: the clocks differ by more than all of it takes.
+    let (value, version) = (value(40), 40);
+    add(Operation::READ, Outcome::Found { value, version });
+    add(Operation::READ, Outcome::Absent);
+    add(Operation::READ, Outcome::Absent);
+    accept("nearly at once", 1, &history, SLACK);
+    // But not that it comes back.
+    add_last(&mut history, value, version);
+    assert!(check_key(&history, SLACK).is_err());
+}
+
+fn add_last(history: &mut KeyHistory, value: Value, version: u64) {
+    let mut again = history.ops.last().expect("some were added").clone();
+    again.number += 1;
+    again.invoked = again.returned + 1;
+    again.returned = again.invoked + 1;
+    again.outcome = Some(Outcome::Found { value, version });
+    history.ops.push(again);
+}

@@ -27,6 +27,7 @@ pub(super) struct Mending {
     /// What every call gets: the connection is lost for good, or the server has lost its memory.
     pub refuses: Option<ClientError>,
     pub reconnects: u64,
+    pub repeats: u64,
     /// This client's id; 0 at first.
     client: u64,
     pub welcome: Option<Welcome>,
@@ -44,6 +45,7 @@ impl Mending {
             last: None,
             refuses: None,
             reconnects: 0,
+            repeats: 0,
             client: 0,
             welcome: None,
             asked_at: 0,
@@ -109,6 +111,12 @@ impl Client {
         self.mending.reconnects
     }
 
+    /// How many requests were to be sent again after their connection was lost.
+    #[must_use]
+    pub const fn repeats(&self) -> u64 {
+        self.mending.repeats
+    }
+
     /// Says that the caller knows of the server's restart, after [`ClientError::ServerRestarted`]: ids of tables, versions and places from
     /// before mean nothing any more. From now on operations are for the new life of the server.
     pub fn accept_restart(&mut self) {
@@ -117,7 +125,8 @@ impl Client {
         }
     }
 
-    /// Drops the connection and makes another, as if it had been lost.
+    /// Drops the connection and makes another, as if it had been lost, with whatever is under way: of that, what repeats are recognised of is
+    /// sent again. For tests of what a lost reply leads to.
     pub fn reconnect(&mut self) {
         self.broken.get_or_insert("reconnecting");
     }
@@ -252,6 +261,7 @@ impl Client {
                 let waiting = &mut self.slots[usize::from(tag)];
                 waiting.state = State::Queued;
                 waiting.again |= waiting.tried;
+                self.mending.repeats += u64::from(waiting.tried);
                 again[count] = (slot.order, tag);
                 count += 1;
             }

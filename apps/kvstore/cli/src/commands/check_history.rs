@@ -1,24 +1,51 @@
 //! `kv check-history`: tells whether what clients recorded is linearizable.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use kvstore_check::{History, check};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Files that clients recorded, of one run; together they are one history
-    #[arg(required = true, value_name = "FILE")]
+    /// Files that clients recorded, of one run, or a folder of them (a round of a soak); together they are one history
+    #[arg(required = true, value_name = "FILE|FOLDER")]
     files: Vec<PathBuf>,
+}
+
+/// The files named, and those in the folders named. What a client left that was killed before it recorded anything is left out.
+fn all(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in named {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let before = files.len();
+        let shown = || path.display().to_string();
+        for entry in fs::read_dir(path).with_context(shown)? {
+            let entry = entry.with_context(shown)?;
+            let file = entry.path();
+            let is_history = file.extension().is_some_and(|e| e == "hyvh");
+            if is_history && entry.metadata().with_context(shown)?.len() > 0 {
+                files.push(file);
+            }
+        }
+        if files.len() == before {
+            bail!("{}: has no histories (*.hyvh) in it", path.display());
+        }
+        files[before..].sort();
+    }
+    Ok(files)
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let mut history = History::new();
     let mut clients = std::collections::HashMap::new();
-    for file in &args.files {
+    for file in &all(&args.files)? {
         let summary = history.read_file(file)?;
-        if let Some(before) = clients.insert(summary.client, file) {
+        if let Some(before) = clients.insert(summary.client, file.clone()) {
             bail!(
                 "{} and {} are both of client {}: name each file once, and files of one run only",
                 before.display(),

@@ -60,6 +60,9 @@ enum Command {
     /// One client of a soak
     #[command(hide = true)]
     SoakClient(soak::ClientArgs),
+    /// The device of a soak without a guest
+    #[command(hide = true)]
+    SoakDevice(soak::DeviceArgs),
 }
 
 /// Runs the command line; gives the exit code.
@@ -86,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::CheckHistory(args) => check_history::run(&args),
         Command::Soak(args) => soak::run(args),
         Command::SoakClient(args) => soak::client(args),
+        Command::SoakDevice(args) => soak::device(args),
     };
     match result {
         Ok(code) => code,
