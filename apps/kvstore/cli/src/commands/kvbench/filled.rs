@@ -111,12 +111,15 @@ pub(super) fn run<'a>(
     finish(args, what, records, Vec::new(), extras)
 }
 
+/// What is done with a lane: told the lane, and what gives its store large pages.
+type Measure<'a, 'm> = dyn FnMut(&mut Lane<'a>, &dyn Fn()) -> Result<()> + 'm;
+
 /// Starts a native server, and has it measured.
 fn native<'a>(
     args: &Args,
     what: &What,
     appliance: &'a Appliance,
-    measure: &mut dyn FnMut(&mut Lane<'a>, &dyn Fn()) -> Result<()>,
+    measure: &mut Measure<'a, '_>,
 ) -> Result<()> {
     let port = args.place.port().wrapping_add(1).max(1);
     let name = "native-1";
