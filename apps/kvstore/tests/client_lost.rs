@@ -72,7 +72,12 @@ fn increments_are_executed_once_however_often_the_connection_is_lost() {
     }
     let got = client.increment(0, b"sum", Increment::I64(0)).unwrap();
     assert_eq!(got.value, Increment::I64(sum));
-    assert_eq!(client.reconnects(), 100);
+    // A connection that is still being made is not cut again.
+    assert!(
+        (50..=100).contains(&client.reconnects()),
+        "{} of 100",
+        client.reconnects()
+    );
     let stats = client.stats().unwrap();
     assert!(stats.duplicates > 0, "no reply was ever lost: {stats:?}");
     assert_eq!((stats.leases, stats.connections), (1, 1));
