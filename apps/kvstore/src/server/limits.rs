@@ -114,10 +114,12 @@ pub const SUM_SLICE: usize = 64 << 10;
 pub const SUM_LEAST: usize = 1 << 10;
 /// Leases renewed in one round of maintenance, each a small write.
 pub const RENEWALS_PER_ROUND: usize = 32;
-/// Bytes cleaned between two turns when the log wants cleaning: some 20 us, what a request may wait behind it.
+/// Bytes cleaned between two turns at most, where as much is overwritten, and on behalf of one write: some 80 us where objects are small.
 pub const CLEAN_SLICE: usize = 64 << 10;
-/// The same while free segments are plenty: some 2 us, which nobody notices.
+/// Bytes cleaned between two turns at least: some 5 us, what a read may wait behind it.
 pub const TIDY_SLICE: usize = 4 << 10;
+/// Bytes moved for each byte that was overwritten while free segments are scarce: at 90% live it takes 5.
+pub const CLEANED_PER_DEAD: usize = 8;
 /// How often connections with unsignaled sends are asked to finish them, ns.
 pub const MAINTENANCE_NS: u64 = 10_000_000;
 /// Idle turns between looks at the clock by the serving loop.

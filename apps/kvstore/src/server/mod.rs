@@ -40,7 +40,7 @@ use hyv_verbs::{Access, Context, Error, ProtectionDomain, WorkCompletion};
 
 use crate::limits::QUARANTINE_NS;
 use crate::proto::{Class, Histogram, LogKey};
-use crate::store::{CleanState, CleanerMode, Config, Store, StoreError, hash64};
+use crate::store::{CleanState, Config, Store, StoreError, hash64};
 use clock::Clock;
 use connection::{Connection, Group, Held, Link, NONE, kind, split};
 use limits::POLL_BATCH;
@@ -149,6 +149,8 @@ pub struct Server {
     any_broken: bool,
     /// A write failed for want of space that sends in flight may hold.
     want_flush: bool,
+    /// [`Store::died_bytes`] when cleaning was last thought of.
+    died_before: u64,
     clock: Clock,
     epoch: u64,
     /// What clients' ids are made of, and how many were given.
@@ -226,6 +228,7 @@ impl Server {
             any_deferred: false,
             any_broken: false,
             want_flush: false,
+            died_before: 0,
             clock: Clock::new(context, config.unix_ns),
             epoch,
             secret: derive(b"clients"),
@@ -502,12 +505,16 @@ impl Server {
     /// Does a slice of the cleaner's work, if there is any. True if it did some.
     pub fn clean(&mut self) -> bool {
         let now = self.clock.now;
+        let died = self.store.died_bytes();
+        let new = died - core::mem::replace(&mut self.died_before, died);
         if !self.store.wants_cleaning(now) {
             return false;
         }
-        let hurry = self.store.is_scarce() || self.store.cleaner_mode() == CleanerMode::Always;
-        let slice = if hurry {
-            limits::CLEAN_SLICE
+        // As much as what was overwritten since asks for: who only reads waits behind the least.
+        let slice = if self.store.is_scarce() {
+            (new as usize)
+                .saturating_mul(limits::CLEANED_PER_DEAD)
+                .clamp(limits::TIDY_SLICE, limits::CLEAN_SLICE)
         } else {
             limits::TIDY_SLICE
         };

@@ -264,6 +264,12 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.tables.has_dropped() || self.wants_sweep(now) || self.leases.any_expired(now)
     }
 
+    /// Bytes of objects that were overwritten, removed or expired since the store was opened: what the cleaner can get back.
+    #[must_use]
+    pub const fn died_bytes(&self) -> u64 {
+        self.cleaner.died_bytes
+    }
+
     /// Whether free segments are so few that cleaning is worth copying for.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
