@@ -74,8 +74,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         unix_ns: hyv_host::sys::clock::realtime_ns(),
         one_sided: true,
     };
-    let mut server = Server::new(&context, config)
-        .with_context(|| format!("cannot serve on port {}", args.port))?;
+    let mut server = Server::new(&context, config).with_context(|| {
+        let memory = values::bytes(args.memory);
+        format!("cannot serve on port {} from --memory {memory}", args.port)
+    })?;
     let mut surroundings = Process1 { process, stop };
     surroundings.publish(&server);
     println!("serving on port {} of {}", args.port, dir.display());

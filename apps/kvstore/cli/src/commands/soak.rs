@@ -67,7 +67,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "REPORT")]
     json: Option<PathBuf>,
     /// Test the server as a Linux process, without QEMU
-    #[arg(long, conflicts_with_all = ["accel", "image"])]
+    #[arg(long, conflicts_with = "accel")]
     native: bool,
     /// What runs the guest: auto, kvm or tcg
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
