@@ -46,7 +46,7 @@ pub(in crate::commands) struct Args {
     #[command(flatten)]
     pub(super) place: Where,
     /// Workloads: YCSB's a to f, get-put (reads and writes of some share, uniform), all (a to f); or overwrite alone (writes, uniform,
-    /// at several --utilisation) [default: all; get-put with --vs; c with --cleaner-tail]
+    /// at several --utilisation) [default: all; get-put beside Redis; c beside a busy cleaner]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(super) workload: Vec<Choice>,
     /// Records in the store [default: 100000, or as many as a running store has room for]
