@@ -4,7 +4,9 @@ mod engine_common;
 
 use engine_common::{Plain, Random, seed};
 use kvstore::limits::LEASES_PER_SLICE;
-use kvstore::store::{CleanState, Config, Progress, RequestId, Store, StoreError, Write};
+use kvstore::store::{
+    CleanState, Config, Progress, RejectRules, RequestId, Store, StoreError, Write,
+};
 
 const SEGMENT: usize = 32 << 10;
 const REGION: usize = 32 * SEGMENT;
@@ -213,5 +215,71 @@ fn leases_that_expired_together_are_ended_by_and_by() {
         sequence: 4,
     };
     assert_eq!(store.check(id, 1, 2000), Ok(Progress::New));
+    store.audit().unwrap();
+}
+
+/// Nearly all of a full store is removed, the newest first. A tombstone stays as long as what it hides: a cleaner that believes
+/// otherwise moves the same tombstones again and again, and frees nothing.
+#[test]
+fn a_full_store_is_emptied_without_being_busy_for_ever() {
+    const BYTES: usize = 64 << 20;
+    const PART: usize = 64 << 10;
+    let mut random = Random(seed());
+    let config = Config {
+        seed: random.next(),
+        quarantine_ns: 4_000_000,
+        clean_for_write: Some(PART),
+        ..Config::default()
+    };
+    let mut store = Store::new(vec![0; BYTES], config).unwrap();
+    let (mut now, mut sequence) = (1, 0);
+    store.take_lease(1, u64::MAX, now).unwrap();
+    let mut execute = |store: &mut Store<Vec<u8>>, n: u64, write: bool| {
+        sequence += 1;
+        let (client, key, value) = (1, format!("user{n:020}"), [n as u8; 100]);
+        let once = RequestId { client, sequence };
+        store.check(once, sequence, now).unwrap();
+        let begun = now;
+        loop {
+            now += 1_000;
+            if sequence.is_multiple_of(4) && store.wants_cleaning(now) {
+                store.clean(4 << 10, now);
+            }
+            let done = if write {
+                let write = Write {
+                    once: Some(once),
+                    ..Write::new(0, key.as_bytes(), &value)
+                };
+                store.write(&write, now).map(|_| ())
+            } else {
+                let removed = store.remove(0, key.as_bytes(), &RejectRules::NONE, Some(once), now);
+                removed.map(|version| assert!(version.is_some(), "{key} is missing"))
+            };
+            match done {
+                Err(StoreError::Busy) => {
+                    if store.wants_cleaning(now) {
+                        store.clean(4 << 10, now);
+                    }
+                }
+                Err(StoreError::Full { .. }) => return false,
+                other => {
+                    other.unwrap();
+                    return true;
+                }
+            }
+            // Hundreds of times what memory rests, and what it takes to move everything once.
+            assert!(now - begun < 1_000_000_000, "busy for ever");
+        }
+    };
+    let mut objects = 0;
+    while execute(&mut store, objects, true) {
+        objects += 1;
+    }
+    for _ in 0..objects {
+        execute(&mut store, random.next() % objects, true);
+    }
+    for n in (objects / 5..objects).rev() {
+        assert!(execute(&mut store, n, false));
+    }
     store.audit().unwrap();
 }

@@ -4,7 +4,6 @@
 //! finished: the live entries of any segment fit one free segment, and one is kept for that.
 
 use super::entry::{EntryHeader, key_at};
-use super::index::COUNTERS;
 use super::mem::touch;
 use super::relocate::Relocation;
 use super::segment::{Segment, State};
@@ -68,6 +67,8 @@ pub(crate) struct Cleaner {
     next_place: usize,
     /// Dead objects in the log, over all segments.
     pub(crate) dead_objects: u64,
+    /// Dead objects freed since the store was opened.
+    pub(crate) dead_freed: u64,
     /// Bytes that died since the store was opened.
     died_bytes: u64,
     /// Cleaning for a write is not tried again before this many bytes have died: the last try freed nothing.
@@ -359,12 +360,17 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         packed.saturating_sub(self.kept(segment))
     }
 
-    /// Bytes that cleaning `segment` is expected to move. How many tombstones are still needed shows only when they are looked
-    /// at; a counter at zero needs none, and dead objects spread over the counters.
+    /// Bytes that cleaning `segment` is expected to move. A tombstone is needed as long as the object that it hides lies in the log: all
+    /// of them when they were written or last looked at, and since then as many fewer as dead objects were freed. (To take them for
+    /// needless without that has the cleaner move the same tombstones for ever.)
     fn kept(&self, segment: &Segment) -> u64 {
         let dead = self.cleaner.dead_objects;
-        let counters = (COUNTERS * self.log.layout.buckets) as u64;
-        let needed = u64::from(segment.tombstones).saturating_mul(dead) / (dead + counters);
+        let freed = self.cleaner.dead_freed - segment.tombstones_since;
+        let tombstones = u64::from(segment.tombstones);
+        let needed = match dead {
+            0 => 0,
+            _ => (u128::from(tombstones) * u128::from(dead) / u128::from(dead + freed)) as u64,
+        };
         u64::from(segment.live) + u64::from(segment.records) + needed
     }
 

@@ -77,7 +77,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                 header.emit(mem);
                 mem[ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + key.len()].copy_from_slice(key);
                 seal(mem, &header);
-                self.log.segment_at(tombstone).tombstones += bytes as u32;
+                let freed = self.cleaner.dead_freed;
+                self.log.segment_at(tombstone).note_tombstone(bytes, freed);
                 self.log.bytes.tombstones += bytes as u64;
                 let place = self.tables.place_of_object(table);
                 self.bury(place, hash, slot.entry);
@@ -121,7 +122,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         header.emit(mem);
         seal(mem, &header);
         let tombstone = entry_bytes(usize::from(header.key_len), 0);
-        self.log.segment_at(entry).tombstones += tombstone as u32;
+        let freed = self.cleaner.dead_freed;
+        self.log.segment_at(entry).note_tombstone(tombstone, freed);
         self.log.bytes.tombstones += tombstone as u64;
         self.log.bytes.dead += (whole - tombstone) as u64;
         Ok(())

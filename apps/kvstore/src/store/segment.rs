@@ -41,6 +41,8 @@ pub(crate) struct Segment {
     pub(crate) live: u32,
     /// Bytes of tombstones.
     pub(crate) tombstones: u32,
+    /// How many dead objects the cleaner had freed when they were last known to be needed, on average by bytes.
+    pub(crate) tombstones_since: u64,
     /// Bytes of open reservations.
     pub(crate) pending: u32,
     /// Bytes of result records that are needed.
@@ -71,6 +73,7 @@ impl Segment {
             used: used as u32,
             live: 0,
             tombstones: 0,
+            tombstones_since: 0,
             pending: 0,
             records: 0,
             expiring: 0,
@@ -83,6 +86,14 @@ impl Segment {
             epoch_weight: 0,
             unpackable: 0,
         }
+    }
+
+    /// Notes a tombstone of `bytes` that is needed now that the cleaner has freed `freed` dead objects.
+    pub(crate) fn note_tombstone(&mut self, bytes: usize, freed: u64) {
+        let (before, bytes) = (u128::from(self.tombstones), bytes as u128);
+        let sum = u128::from(self.tombstones_since) * before + u128::from(freed) * bytes;
+        self.tombstones += bytes as u32;
+        self.tombstones_since = (sum / u128::from(self.tombstones).max(1)) as u64;
     }
 
     /// Notes a live object of `bytes` that expires.

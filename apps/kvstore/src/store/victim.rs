@@ -49,6 +49,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
             EntryKind::Object => {
                 self.index.uncount_dead(self.region.as_mut(), hash);
                 self.cleaner.dead_objects = self.cleaner.dead_objects.saturating_sub(1);
+                self.cleaner.dead_freed += 1;
                 self.cleaner.bytes_freed += header.total_bytes() as u64;
                 Moved::Bytes(0)
             }
@@ -160,7 +161,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let new = &mut mem[to..to + bytes];
         header.emit(new);
         seal(new, &header);
-        self.log.segment_at(to).tombstones += bytes as u32;
+        let freed = self.cleaner.dead_freed;
+        self.log.segment_at(to).note_tombstone(bytes, freed);
         self.log.bytes.tombstones += bytes as u64;
         let epoch = self.log.segments[victim as usize].epoch;
         self.forget_tombstone(victim, bytes);
