@@ -100,9 +100,8 @@ impl User {
         let options = ConnectOptions {
             caps: caps(),
             param: ConnParam {
-                // The store's protocol version.
-                // The store's greeting, version 2: a new client, without a lease.
-                private_data: &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                // The store's greeting, version 3: a new client, without a lease.
+                private_data: &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                 ..ConnParam::default()
             },
             ..ConnectOptions::default()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use kvstore_check::op::{Operation, Outcome};
-use kvstore_check::{History, KeyHistory, check, check_key};
+use kvstore_check::{History, KeyHistory, Op, check, check_key};
 
 fn kv(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kv"));
@@ -113,8 +113,17 @@ fn lost(history: &mut KeyHistory) -> bool {
         return false;
     };
     let returned = ops[at].returned;
+    // What changes the key while it is read, or was never answered, may have removed it.
+    let alone = |read: &Op| {
+        ops.iter().all(|op| {
+            matches!(op.operation, Operation::Read { .. })
+                || op.invoked > read.returned
+                || (op.outcome.is_some() && op.returned < read.invoked)
+        })
+    };
     let read = ops.iter().position(|op| {
         op.invoked > returned
+            && alone(op)
             && matches!(op.operation, Operation::Read { .. })
             && matches!(op.outcome, Some(Outcome::Found { version: v, .. }) if v == version)
     });
