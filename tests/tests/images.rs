@@ -66,7 +66,8 @@ fn a_clock_is_right_that_was_measured_while_the_guest_was_stopped_again_and_agai
         .and_then(|pid| Pid::from_raw(pid.cast_signed()))
         .unwrap();
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(3) {
+    // Its clock is set at boot; what judges it afterwards is not to be disturbed.
+    while begin.elapsed() < Duration::from_millis(1000) {
         // It may have ended.
         let _ = kill_process(pid, Signal::STOP);
         std::thread::sleep(Duration::from_millis(60));

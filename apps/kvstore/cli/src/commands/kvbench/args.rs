@@ -91,7 +91,8 @@ pub(in crate::commands) struct Args {
     #[arg(long, conflicts_with_all = ["vs", "one_sided", "records", "instance"])]
     pub(super) cleaner_tail: bool,
     /// Per cent of the log that are live: one for --cleaner-tail, for workload overwrite several, of which the first is what the others
-    /// are set against and comes again at the end [default: 80 for --cleaner-tail; 30,80,90 for overwrite]
+    /// are set against and comes again at the end [default: 80 beside a busy cleaner;
+    /// 30,80,90 for overwrite]
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_UTILISATION)))]
     pub(super) utilisation: Vec<u8>,
     /// Whether writes execute once, whatever happens to their replies; each then takes a result record in the log
