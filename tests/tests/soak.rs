@@ -63,19 +63,16 @@ fn short(more: &[&str]) {
 }
 
 #[test]
-#[ignore = "one history in ten was judged not linearizable: whether store or checker is wrong is not known yet"]
 fn a_short_one_under_kvm() {
     Accelerator::Kvm.run(|accelerator| short(&["--accel", accelerator.name()]));
 }
 
 #[test]
-#[ignore = "one history in ten was judged not linearizable: whether store or checker is wrong is not known yet"]
 fn a_short_one_under_tcg() {
     Accelerator::Tcg.run(|accelerator| short(&["--accel", accelerator.name()]));
 }
 
 #[test]
-#[ignore = "one history in ten was judged not linearizable: whether store or checker is wrong is not known yet"]
 fn a_short_one_of_the_native_server() {
     short(&["--native"]);
 }

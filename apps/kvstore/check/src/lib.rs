@@ -45,6 +45,7 @@ pub mod op;
 pub mod reader;
 pub mod recorder;
 mod search;
+mod seen;
 
 use std::fmt;
 

@@ -4,7 +4,7 @@
 //! somebody reads it, and before the first look at a window of a history not even the value is known.
 
 use crate::op::{NEVER, Nanos, Operation, Outcome, Reason, Rules, Value, Version};
-use crate::search::UNSEEN;
+use crate::seen::UNSEEN;
 
 /// What is known of the object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

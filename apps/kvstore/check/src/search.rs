@@ -9,15 +9,17 @@
 //!
 //! Five things keep the frontier small. An observation that fits the state takes effect at once: it changes nothing, so that
 //! waiting gains nothing. What was told a version takes effect only after everything that was told a lower one: versions never
-//! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An operation without an answer takes effect only right before one that
-//! would not fit without it, and among several that do the same the oldest goes first. Times at which objects expire pass in
+//! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An
+//! operation without an answer takes effect only right before one that would not fit without it, or that tells which version the
+//! object has without telling its value (after it nothing could take effect any more that is part of that version), and among
+//! several that do the same the oldest goes first. Times at which objects expire pass in
 //! their order, and at once when there is nothing more to expire at them. And a configuration that allows nothing that another does not is
 //! dropped.
 //!
 //! Where many unanswered operations could explain the same answer, a search of limited [`Width`] finds an order all the same if there is
 //! one; that there is none is proved by a search that leaves nothing out, of the whole history or of a window of it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use smallvec::SmallVec;
 
@@ -25,7 +27,8 @@ use crate::limits::{
     MAX_COMPARED, MAX_CONFIGURATIONS, MAX_STEPS, MERGE_EVERY, STEPS_PER_OPERATION,
 };
 use crate::model::{Action, State};
-use crate::op::{Addend, NEVER, Nanos, Operation, Outcome, Value};
+use crate::op::{NEVER, Nanos, Operation, Outcome, Value};
+use crate::seen::Seen;
 
 /// One step of a history as the search sees it.
 #[derive(Clone, Debug)]
@@ -153,6 +156,9 @@ struct Search<'a> {
     /// By item that must: whether it was asked for, and where it is under way; gone once it has returned.
     phase: Vec<Phase>,
     left: u64,
+    width: Width,
+    /// Some configuration was not looked at.
+    left_out: bool,
 }
 
 /// How far it is with an item that must.
@@ -170,7 +176,7 @@ struct Exhausted;
 /// operations took effect lead to the same end, so a few do; only when those get stuck more are needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Width {
-    /// Of those with the same state.
+    /// Of those with the same state; and of the ways to help an operation that more unanswered ones than it needs may precede.
     alike: usize,
     all: usize,
 }
@@ -202,13 +208,13 @@ pub(crate) const fn generous(items: usize) -> u64 {
 /// Searches an order for `items` that starts with `initial`, looking at no more than `left` configurations, of which it takes
 /// off what it looked at.
 pub(crate) fn search(items: &[Item], initial: State, left: &mut u64, width: Width) -> Verdict {
-    let mut search = Search::new(items, *left);
-    let verdict = run(&mut search, items, initial, width);
+    let mut search = Search::new(items, *left, width);
+    let verdict = run(&mut search, items, initial);
     *left = search.left;
     verdict
 }
 
-fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) -> Verdict {
+fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
     let events = events(items);
     let mut frontier = vec![Config {
         state: initial,
@@ -219,7 +225,6 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) ->
     let mut slots = vec![0usize; items.len()];
     let mut free = Vec::new();
     let mut returns = 0u32;
-    let mut left_out = false;
     for event in events {
         let item = event.item;
         if event.returns {
@@ -233,7 +238,7 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) ->
                 return Verdict::Violation {
                     item,
                     states: states(),
-                    proved: !left_out,
+                    proved: !search.left_out,
                 };
             }
             frontier = next;
@@ -244,7 +249,7 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State, width: Width) ->
             search.phase[item] = Phase::Returned;
             free.push(slot);
             search.tidy(&mut frontier);
-            left_out |= search.narrow(&mut frontier, width);
+            search.narrow(&mut frontier);
             returns += 1;
             if search.active.len() > 1 && returns.is_multiple_of(MERGE_EVERY) {
                 search.merge_classes(&mut frontier);
@@ -309,7 +314,7 @@ fn most_open(items: &[Item], events: &[Event]) -> usize {
 }
 
 impl<'a> Search<'a> {
-    fn new(items: &'a [Item], left: u64) -> Self {
+    fn new(items: &'a [Item], left: u64, width: Width) -> Self {
         let mut versions: Vec<(u64, bool)> = items
             .iter()
             .filter(|i| i.must && version(i) != 0)
@@ -361,6 +366,8 @@ impl<'a> Search<'a> {
             expiring: expiring(items),
             phase: vec![Phase::Ahead; items.len()],
             left,
+            width,
+            left_out: false,
         }
     }
 
@@ -472,14 +479,22 @@ impl<'a> Search<'a> {
                 continue;
             }
             let direct = self.apply(config, slot, item);
-            if let Some(next) = &direct {
-                into.push(next.clone());
-            }
-            if direct.is_none() || self.expiry {
+            let enough = direct
+                .as_ref()
+                .is_some_and(|next| !self.expiry && !self.settles(item, config, next));
+            into.extend(direct);
+            if !enough {
                 self.with_help(config, slot, item, into)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether `item` tells something of the object's version that was not known, and nothing of its value: then what took effect
+    /// right before it can do so no later, needed by it or not.
+    fn settles(&self, item: usize, before: &Config, after: &Config) -> bool {
+        matches!(self.items[item].outcome, Some(Outcome::Rejected { .. }))
+            && (before.state.lo, before.state.hi) != (after.state.lo, after.state.hi)
     }
 
     /// `config` after `item` has taken effect, if it may.
@@ -521,8 +536,10 @@ impl<'a> Search<'a> {
             return Ok(());
         }
         let mut seen = HashSet::new();
-        let mut stack = vec![(config.clone(), true)];
-        while let Some((before, first)) = stack.pop() {
+        // Those that need the fewest first.
+        let mut queue = VecDeque::from([(config.clone(), true)]);
+        let mut more = 0;
+        while let Some((before, first)) = queue.pop_front() {
             for at in 0..self.active.len() {
                 let class = self.active[at];
                 let c = &self.classes[class as usize];
@@ -547,11 +564,20 @@ impl<'a> Search<'a> {
                 if seen.len() + into.len() > MAX_CONFIGURATIONS {
                     return Err(Exhausted);
                 }
-                let done = self.apply(&after, slot, item);
-                if done.is_none() || self.expiry {
-                    stack.push((after, false));
+                match self.apply(&after, slot, item) {
+                    None => queue.push_back((after, false)),
+                    Some(done) => {
+                        let settles = self.settles(item, &after, &done);
+                        into.push(done);
+                        if settles {
+                            more += 1;
+                            self.left_out |= more >= self.width.alike;
+                        }
+                        if self.expiry || settles && more < self.width.alike {
+                            queue.push_back((after, false));
+                        }
+                    }
                 }
-                into.extend(done);
             }
         }
         Ok(())
@@ -631,10 +657,11 @@ impl<'a> Search<'a> {
         self.active.retain(|c| classes[*c as usize].available > 0);
     }
 
-    /// Keeps what is likeliest to go on: what has used least of what is rare. Returns whether anything was left out.
-    fn narrow(&self, frontier: &mut Vec<Config>, width: Width) -> bool {
+    /// Keeps what is likeliest to go on: what has used least of what is rare.
+    fn narrow(&mut self, frontier: &mut Vec<Config>) {
+        let width = self.width;
         if frontier.len() <= width.alike {
-            return false;
+            return;
         }
         let before = frontier.len();
         let cost = |config: &Config| -> u64 {
@@ -656,7 +683,7 @@ impl<'a> Search<'a> {
             *n <= width.alike
         });
         frontier.truncate(width.all);
-        frontier.len() < before
+        self.left_out |= frontier.len() < before;
     }
 
     /// Makes classes one that have become the same since versions have gone on.
@@ -732,95 +759,5 @@ fn overwrites(action: &Action, outcome: Option<&Outcome>) -> bool {
             operation.rules().is_none() && outcome.is_none()
         }
         _ => false,
-    }
-}
-
-/// Which values anybody saw. Unanswered writes of all others differ in nothing that can be noticed.
-struct Seen {
-    values: HashSet<Value>,
-    numbers: BTreeSet<i64>,
-    /// What unanswered increments may add to a number in all, from and to; none: anything.
-    reach: Option<(i64, i64)>,
-    /// A number that stands for all from which no sum reaches one that was seen.
-    unseen: Option<u64>,
-}
-
-/// The value that stands for all that are no numbers and that nobody saw.
-pub(crate) const UNSEEN: Value = Value::Digest {
-    len: u32::MAX,
-    hash: 0,
-};
-
-impl Seen {
-    fn of(items: &[Item]) -> Self {
-        let mut this = Self {
-            values: HashSet::new(),
-            numbers: BTreeSet::new(),
-            reach: Some((0, 0)),
-            unseen: None,
-        };
-        for item in items {
-            match (&item.action, item.outcome) {
-                (_, Some(Outcome::Found { value, .. })) => {
-                    this.values.insert(value);
-                    if let Value::Number(n) = value {
-                        this.numbers.insert(n as i64);
-                    }
-                }
-                (
-                    Action::Operation(Operation::Increment { by, .. }),
-                    Some(Outcome::Added { value, .. }),
-                ) => match by {
-                    // It saw what was there before.
-                    Addend::I64(by) => {
-                        this.numbers.insert((value as i64).wrapping_sub(*by));
-                    }
-                    Addend::F64(_) => this.reach = None,
-                },
-                (Action::Operation(Operation::Increment { by, .. }), None) => {
-                    this.reach = this.reach.and_then(|(from, to)| match *by {
-                        Addend::I64(by) => {
-                            Some((from.checked_add(by.min(0))?, to.checked_add(by.max(0))?))
-                        }
-                        Addend::F64(_) => None,
-                    });
-                }
-                _ => {}
-            }
-        }
-        for item in items.iter().filter(|i| !i.must) {
-            if let Action::Operation(Operation::Write {
-                value: Value::Number(n),
-                ..
-            }) = item.action
-                && !this.can_be_seen(n)
-            {
-                this.unseen = Some(n);
-                break;
-            }
-        }
-        this
-    }
-
-    fn can_be_seen(&self, number: u64) -> bool {
-        let sums = self.reach.and_then(|(from, to)| {
-            let n = number as i64;
-            Some(n.checked_add(from)?..=n.checked_add(to)?)
-        });
-        sums.is_none_or(|sums| self.numbers.range(sums).next().is_some())
-    }
-
-    fn simplified(&self, action: &Action) -> Action {
-        let mut action = action.clone();
-        if let Action::Operation(Operation::Write { value, .. }) = &mut action {
-            match *value {
-                Value::Number(n) if !self.can_be_seen(n) => {
-                    *value = Value::Number(self.unseen.unwrap_or(n));
-                }
-                Value::Digest { .. } if !self.values.contains(value) => *value = UNSEEN,
-                Value::Number(_) | Value::Digest { .. } => {}
-            }
-        }
-        action
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Config, Object, Rng, Sim, seeds, without_version};
-use kvstore_check::op::{NEVER, Operation, Outcome, Value};
+use kvstore_check::op::{NEVER, Operation, Outcome, Rules, Value};
 use kvstore_check::{KeyHistory, Op, Why, check_key};
 
 const SLACK: u64 = 40;
@@ -175,6 +175,23 @@ fn disturb(history: &mut KeyHistory, rng: &mut Rng) {
     }
 }
 
+/// Compares the checker's judgement with that of the other search, and gives it.
+fn judged_alike(seed: u64, history: &KeyHistory) -> bool {
+    let expected = brute(history);
+    match check_key(history, SLACK) {
+        Ok(()) => assert!(
+            expected,
+            "HYV_CHECK_SEED={seed}: accepted, but wrong: {history:#?}"
+        ),
+        Err(Why::NotLinearizable(violation)) => assert!(
+            !expected,
+            "HYV_CHECK_SEED={seed}: rejected, but right: {violation}\n{history:#?}"
+        ),
+        Err(gave_up) => panic!("HYV_CHECK_SEED={seed}: {gave_up:?}"),
+    }
+    expected
+}
+
 #[test]
 fn agrees_with_trying_every_order() {
     let (mut right, mut wrong) = (0u64, 0u64);
@@ -206,23 +223,71 @@ fn agrees_with_trying_every_order() {
         for _ in 0..rng.below(3) {
             disturb(&mut history, &mut rng);
         }
-        let expected = brute(&history);
-        match check_key(&history, SLACK) {
-            Ok(()) => assert!(
-                expected,
-                "HYV_CHECK_SEED={seed}: accepted, but wrong: {history:#?}"
-            ),
-            Err(Why::NotLinearizable(violation)) => assert!(
-                !expected,
-                "HYV_CHECK_SEED={seed}: rejected, but right: {violation}\n{history:#?}"
-            ),
-            Err(gave_up) => panic!("HYV_CHECK_SEED={seed}: {gave_up:?}"),
-        }
+        let expected = judged_alike(seed, &history);
         *if expected { &mut right } else { &mut wrong } += 1;
     }
     if std::env::var_os("HYV_CHECK_SEED").is_none() {
         assert!(
             right > 5_000 && wrong > 5_000,
+            "{right} right, {wrong} wrong"
+        );
+    }
+}
+
+/// What changed the object shows only in what others were told: the refusal of a condition tells a version and no value.
+#[test]
+fn agrees_where_no_change_is_answered() {
+    let (mut right, mut wrong) = (0u64, 0u64);
+    for seed in seeds(20_000) {
+        let mut rng = Rng(seed ^ 0x105e);
+        let mut sim = Sim::new(seed, Config::default());
+        for _ in 0..3 + rng.below(4) {
+            let change = match rng.below(4) {
+                0 => Operation::write(Value::Number(rng.below(3))),
+                _ => Operation::add(1 << rng.below(3)),
+            };
+            match rng.below(5) {
+                0 | 1 => {
+                    if rng.chance(80) {
+                        let at = sim.alone(change);
+                        let op = &mut sim.history.ops[at];
+                        (op.outcome, op.returned) = (None, NEVER);
+                    } else {
+                        sim.alone(change);
+                    }
+                }
+                2 => {
+                    sim.alone(Operation::READ);
+                }
+                _ => {
+                    let version = rng.below(4);
+                    sim.alone(change.unless(match rng.below(3) {
+                        0 => Rules {
+                            exists: true,
+                            ..Rules::NONE
+                        },
+                        1 => Rules {
+                            at_most: Some(version + 2),
+                            ..Rules::NONE
+                        },
+                        _ => Rules {
+                            other_than: Some(version),
+                            ..Rules::NONE
+                        },
+                    }));
+                }
+            }
+        }
+        let mut history = sim.history;
+        if rng.chance(40) {
+            disturb(&mut history, &mut rng);
+        }
+        let expected = judged_alike(seed, &history);
+        *if expected { &mut right } else { &mut wrong } += 1;
+    }
+    if std::env::var_os("HYV_CHECK_SEED").is_none() {
+        assert!(
+            right > 5_000 && wrong > 2_000,
             "{right} right, {wrong} wrong"
         );
     }
