@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use crate::accel::{Accel, AccelKind, MACHINE, QemuBinary};
 use crate::limits::{
-    GUEST_MEMORY_STEP, MAX_COMMAND_LINE, MAX_GUEST_MEMORY, MIN_GUEST_MEMORY, WATCHDOG_KVM,
-    WATCHDOG_TCG,
+    GUEST_MEMORY_STEP, MAX_COMMAND_LINE, MAX_GUEST_MEMORY, MIN_GUEST_MEMORY, WATCHDOG,
 };
 use crate::vmm::ivshmem;
 use crate::vmm::net::{self, GuestIp, NetConfig, NetError};
@@ -95,11 +94,8 @@ impl GuestConfig {
 
     /// Time until the guest's `main` must run.
     #[must_use]
-    pub fn watchdog(&self, accel: AccelKind) -> Duration {
-        self.watchdog.unwrap_or(match accel {
-            AccelKind::Kvm => WATCHDOG_KVM,
-            AccelKind::Tcg => WATCHDOG_TCG,
-        })
+    pub fn watchdog(&self) -> Duration {
+        self.watchdog.unwrap_or(WATCHDOG)
     }
 
     /// The guest's command line: what the runtime is told, then the arguments, which may say otherwise.

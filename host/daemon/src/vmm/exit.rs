@@ -136,7 +136,7 @@ impl fmt::Display for Ending {
                     None => "its state word is garbage",
                 };
                 write!(f, "the guest did not reach its main function within {limit:.0?}: {far}; ")?;
-                f.write_str("if this machine is only slow, give it more time, else try --accel tcg")
+                f.write_str("leave it more of this machine's CPUs, or try --accel tcg")
             }
             Self::ShutdownTimeout { limit } => {
                 write!(f, "the guest did not end within {limit:.0?} after it was asked to, and was killed")

@@ -16,7 +16,7 @@ use super::exit::{Ending, ExitReport, Verdict, judge};
 use super::layout;
 use super::qmp::Qmp;
 use super::symbols::Symbols;
-use crate::limits::{EXIT_GRACE, MAX_BYTES_PER_TURN, SUPERVISOR_PERIOD};
+use crate::limits::{EXIT_GRACE, MAX_BYTES_PER_TURN, SLOW_START, SUPERVISOR_PERIOD};
 use crate::sys::event::timespec;
 use crate::sys::window::SharedWindow;
 
@@ -115,6 +115,8 @@ pub(crate) struct Supervisor {
     pub child: Child,
     pub started: Instant,
     pub watchdog: Duration,
+    /// Whether it was said that the start takes long.
+    pub slow: bool,
     pub symbols: Symbols,
     pub com1: Stream,
     pub stderr: Stream,
@@ -336,6 +338,14 @@ impl Supervisor {
             return;
         }
         let main_runs = matches!(state, Some(UserState::Running | UserState::Ready));
+        if !main_runs && !self.slow && self.started.elapsed() > SLOW_START {
+            self.slow = true;
+            tracing::warn!(
+                guest = self.name,
+                "it takes long to start, and gets {:.0?}: others use this machine's CPUs, or it hangs",
+                self.watchdog
+            );
+        }
         if !main_runs && self.started.elapsed() > self.watchdog {
             self.shared.kill(Verdict::Watchdog {
                 limit: self.watchdog,

@@ -185,40 +185,51 @@ fn shorten(path: &str) -> String {
 mod tests {
     use super::*;
 
-    #[inline(never)]
-    fn landmark() -> u64 {
-        // An address inside this very function.
-        std::hint::black_box(landmark as fn() -> u64 as usize as u64)
-    }
-
-    /// Where this program was loaded: its symbols count from there.
-    fn load_base() -> u64 {
-        let exe = std::env::current_exe().unwrap();
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let line = maps
-            .lines()
-            .find(|l| l.ends_with(exe.to_str().unwrap()))
-            .unwrap();
-        u64::from_str_radix(line.split_once('-').unwrap().0, 16).unwrap()
-    }
+    /// Prints where its function `place::landmark` is, counted from where it was loaded.
+    const PROGRAM: &str = r#"
+        mod place {
+            #[inline(never)]
+            pub fn landmark() -> u64 {
+                std::hint::black_box(landmark as fn() -> u64 as usize as u64)
+            }
+        }
+        fn main() {
+            let exe = std::env::current_exe().unwrap();
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let line = maps.lines().find(|l| l.ends_with(exe.to_str().unwrap())).unwrap();
+            let base = u64::from_str_radix(line.split_once('-').unwrap().0, 16).unwrap();
+            println!("{}", place::landmark() - base);
+        }
+    "#;
 
     #[test]
-    fn this_program_knows_its_own_functions() {
-        let address = landmark() - load_base();
-        let mut s = Symbols::new(&std::env::current_exe().unwrap(), None);
+    fn functions_and_lines_of_a_program_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, program) = (dir.path().join("program.rs"), dir.path().join("program"));
+        std::fs::write(&source, PROGRAM).unwrap();
+        // A program of its own: those of tests have no debug information.
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let built = std::process::Command::new(rustc)
+            .args(["-O", "-C", "debuginfo=line-tables-only", "-o"])
+            .args([&program, &source])
+            .status()
+            .unwrap();
+        assert!(built.success());
+        let told = std::process::Command::new(&program).output().unwrap();
+        let told = String::from_utf8(told.stdout).unwrap();
+        let address: u64 = told.trim().parse().unwrap();
+
+        let mut s = Symbols::new(&program, None);
         let frames = s.resolve(address);
         let last = frames.last().unwrap();
+        assert!(last.function.ends_with("place::landmark"), "{frames:?}");
         assert!(
-            last.function.ends_with("symbols::tests::landmark"),
-            "{frames:?}"
-        );
-        assert!(
-            last.location.as_ref().unwrap().0.ends_with("symbols.rs"),
+            last.location.as_ref().unwrap().0.ends_with("program.rs"),
             "{frames:?}"
         );
         let line = s.annotate(&format!("  at {address:#x}")).unwrap();
         assert!(
-            line.contains("landmark") && line.contains("symbols.rs:"),
+            line.contains("landmark") && line.contains("program.rs:"),
             "{line}"
         );
         assert!(s.resolve(u64::MAX).is_empty());
