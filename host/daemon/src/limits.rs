@@ -31,9 +31,9 @@ pub const MAX_INSTANCES_PER_NAME: usize = 64;
 /// Oldest QEMU: `query-stats` needs 7.1 and AVX2 under TCG 7.2.
 pub const MIN_QEMU: (u32, u32) = (7, 2);
 /// Time for `qemu --version`; it takes 25 ms, and a loaded machine is slow.
-pub const QEMU_VERSION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for one trial start under KVM; it takes 60 ms.
-pub const KVM_TRIAL_TIMEOUT: Duration = Duration::from_secs(5);
+pub const QEMU_VERSION_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for one trial start under KVM; it takes 60 ms, on a machine that others load more than 5 s.
+pub const KVM_TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Text kept from a trial's standard error: enough for the line that says why.
 pub const MAX_TRIAL_STDERR: usize = 4 << 10;
 
@@ -52,7 +52,7 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
 pub const SUPERVISOR_PERIOD: Duration = Duration::from_millis(10);
 
 /// Time for one answer of QMP.
-pub const QMP_TIMEOUT: Duration = Duration::from_secs(5);
+pub const QMP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest line of QMP that is kept; `query-stats` answers some 2 KiB, `query-stats-schemas` 30 KiB.
 pub const MAX_QMP_LINE: usize = 1 << 20;
 
