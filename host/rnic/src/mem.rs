@@ -329,6 +329,81 @@ impl Bytes {
         n
     }
 
+    /// Its first bytes, at most 32, as four words in the order of memory; zeros behind them.
+    ///
+    /// Each byte is loaded once, by loads no wider than a word: a wide load of what narrower stores have just written waits
+    /// until all stores before those are done, among them such to lines that another core has.
+    #[inline(always)]
+    #[must_use]
+    pub fn first_words(&self) -> [u64; 4] {
+        let n = (self.len as usize).min(32);
+        let mut words = [0; 4];
+        for (k, word) in words.iter_mut().enumerate() {
+            let at = 8 * k;
+            if at + 8 <= n {
+                // SAFETY: inside the range, which is mapped.
+                *word = unsafe { self.ptr.add(at).cast::<u64>().read_unaligned() };
+            } else if at < n {
+                *word = self.tail(at, n - at);
+            }
+        }
+        words
+    }
+
+    /// The `n` bytes at `at` as a word; `n` is less than 8, and they are inside.
+    #[inline(always)]
+    fn tail(&self, at: usize, n: usize) -> u64 {
+        debug_assert!(n < 8 && (at + n) as u64 <= self.len);
+        let (mut word, mut done) = (0, 0);
+        // SAFETY: inside the range, which is mapped.
+        unsafe {
+            let from = self.ptr.add(at);
+            if n & 4 != 0 {
+                word = u64::from(from.cast::<u32>().read_unaligned());
+                done = 4;
+            }
+            if n & 2 != 0 {
+                word |= u64::from(from.add(done).cast::<u16>().read_unaligned()) << (8 * done);
+                done += 2;
+            }
+            if n & 1 != 0 {
+                word |= u64::from(from.add(done).read()) << (8 * done);
+            }
+        }
+        word
+    }
+
+    /// Stores the first bytes of `words` here: `n` of them, or as many as fit. Word by word, for the reason of
+    /// [`Self::first_words`]: the words were stored a moment ago.
+    #[inline(always)]
+    pub fn store_words(&self, words: &[u64], n: u64) {
+        let n = n.min(self.len).min(8 * words.len() as u64) as usize;
+        for (k, word) in words[..n / 8].iter().enumerate() {
+            // SAFETY: `word` is a reference. Volatile, or the loop becomes a call of `memcpy`, whose loads are wide.
+            let word = unsafe { std::ptr::from_ref(word).read_volatile() };
+            // SAFETY: inside the range, which is mapped.
+            unsafe { self.ptr.add(8 * k).cast::<u64>().write_unaligned(word) };
+        }
+        if n.is_multiple_of(8) {
+            return;
+        }
+        let (mut word, mut at) = (words[n / 8], n / 8 * 8);
+        // SAFETY: inside the range, which is mapped.
+        unsafe {
+            if n & 4 != 0 {
+                self.ptr.add(at).cast::<u32>().write_unaligned(word as u32);
+                (word, at) = (word >> 32, at + 4);
+            }
+            if n & 2 != 0 {
+                self.ptr.add(at).cast::<u16>().write_unaligned(word as u16);
+                (word, at) = (word >> 16, at + 2);
+            }
+            if n & 1 != 0 {
+                self.ptr.add(at).write(word as u8);
+            }
+        }
+    }
+
     /// Appends up to 32 bytes at byte `at` of four words.
     #[inline]
     pub fn gather(&self, words: &mut [u64; 4], at: usize) {
@@ -352,5 +427,53 @@ impl Bytes {
         }
         // SAFETY: mapped, 8 bytes, aligned; users reach it with atomic or plain stores, which the hardware keeps whole.
         Some(unsafe { self.ptr.cast::<AtomicU64>().as_ref() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_bytes_are_the_same_at_every_length_and_place() {
+        let bytes: Vec<u8> = (1..=80).collect();
+        let mut words = [0u64; 8];
+        Bytes::own(&bytes).gather_all(&mut words);
+        for at in 0..9 {
+            for n in 0..40 {
+                let source = Bytes::own(&bytes[at..at + n]);
+                let mut expected = [0u8; 32];
+                expected[..n.min(32)].copy_from_slice(&bytes[at..at + n.min(32)]);
+                let found = source.first_words().map(u64::to_ne_bytes).concat();
+                assert_eq!(found, expected, "{n} bytes at {at}");
+
+                // Nothing before or behind them changes.
+                let mut target = vec![0xffu8; 64];
+                let mut expected = target.clone();
+                expected[at..at + n].copy_from_slice(&bytes[..n]);
+                Bytes::own_mut(&mut target[at..at + n]).store_words(&words, n as u64);
+                assert_eq!(target, expected, "{n} bytes to {at}");
+            }
+        }
+        // No more than there is room for.
+        let mut target = [0xffu8; 8];
+        Bytes::own_mut(&mut target[..3]).store_words(&words, 40);
+        assert_eq!(target, [1, 2, 3, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    }
+
+    impl Bytes {
+        fn own_mut(slice: &mut [u8]) -> Self {
+            Self {
+                ptr: NonNull::from(&mut *slice).cast(),
+                len: slice.len() as u64,
+            }
+        }
+
+        fn gather_all(&self, words: &mut [u64; 8]) {
+            for (k, word) in words.iter_mut().enumerate() {
+                let piece = self.sub(8 * k as u64, 8).expect("inside");
+                *word = piece.first_words()[0];
+            }
+        }
     }
 }

@@ -188,7 +188,7 @@ impl Cq {
     }
 
     /// Writes an entry; false if the user has not polled enough of the earlier ones.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, cqe: &Cqe) -> bool {
         if self.head.wrapping_sub(self.consumed) > self.mask {
             self.consumed = self.ctrl.at(0).load(Ordering::Acquire) as u32;
@@ -313,8 +313,10 @@ impl Qp {
     /// Fetches the next send work request. `None`: none posted. `Some(false)`: it makes no sense.
     #[inline]
     pub fn fetch(&self, wr: &mut Wr) -> Option<bool> {
-        let base = (self.sq_head & self.sq_mask) as usize * SLOT_WORDS;
-        let w = self.sq.array::<SLOT_WORDS>(base);
+        let slot = |k: u32| (self.sq_head.wrapping_add(k) & self.sq_mask) as usize * SLOT_WORDS;
+        let w = self.sq.array::<SLOT_WORDS>(slot(0));
+        // Its extension, or the one that is watched next: two lines of the user's come at the cost of one.
+        self.sq.prefetch(slot(1));
         if w[7].load(Ordering::Acquire) as u32 != seq(self.sq_head) {
             return None;
         }

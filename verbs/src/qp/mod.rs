@@ -138,6 +138,22 @@ impl QueuePair {
         Ok(())
     }
 
+    /// Posts a send work request and leaves its doorbell, and so its fence, to [`Self::ring_doorbell`] (`ibv_wr_complete`). A
+    /// device that polls this queue sees the request at once; any other only then, so the call must follow soon.
+    ///
+    /// # Errors
+    /// [`PostError`]; nothing is posted then.
+    #[inline]
+    pub fn post_send_unrung(&mut self, wr: &SendWr<'_>) -> Result<(), PostError> {
+        self.push_send(wr)
+    }
+
+    /// Rings the doorbell for everything posted so far.
+    #[inline]
+    pub fn ring_doorbell(&mut self) {
+        self.ring();
+    }
+
     /// Posts send work requests in order, with one doorbell for all.
     ///
     /// # Errors

@@ -202,6 +202,10 @@ pub struct Link {
     pub heard: u64,
     /// Its peer went away or broke the rules: to be closed.
     pub broken: bool,
+    /// Sends leave their doorbell to [`Self::ring`]: more requests of the same batch follow.
+    batching: bool,
+    /// Sends were posted whose doorbell was not rung.
+    unrung: bool,
     /// Its oldest send that was not done in the last maintenance round, and since when that is so, ns.
     stalled: Option<(u32, u64)>,
 }
@@ -231,6 +235,8 @@ impl Link {
             client,
             heard: now,
             broken: false,
+            batching: false,
+            unrung: false,
             stalled: None,
         }
     }
@@ -272,9 +278,13 @@ impl Link {
         let signal = self.unsignaled + 1 >= self.tier.signal_every || held.scratch != NONE;
         let count = self.posted;
         let wr = SendWr::new(wr_id(kind::SEND, count), op, payload);
-        let posted = self
-            .qp
-            .post_send(&if signal { wr } else { wr.unsignaled() });
+        let wr = if signal { wr } else { wr.unsignaled() };
+        let posted = if self.batching {
+            self.unrung = true;
+            self.qp.post_send_unrung(&wr)
+        } else {
+            self.qp.post_send(&wr)
+        };
         if posted.is_err() {
             self.broken = true;
             return false;
@@ -283,6 +293,27 @@ impl Link {
         self.unsignaled = if signal { 0 } else { self.unsignaled + 1 };
         self.sent.push_back((count, held));
         true
+    }
+
+    /// Sends leave their doorbell, and the fence before it, to [`Self::ring`].
+    #[inline]
+    pub const fn begin_batch(&mut self) {
+        self.batching = true;
+    }
+
+    /// The batch goes on elsewhere: later sends ring again. Returns whether [`Self::ring`] is due.
+    #[inline]
+    pub const fn end_batch(&mut self) -> bool {
+        self.batching = false;
+        self.unrung
+    }
+
+    /// Rings for what a batch has posted.
+    #[inline]
+    pub fn ring(&mut self) {
+        if core::mem::take(&mut self.unrung) {
+            self.qp.ring_doorbell();
+        }
     }
 
     /// Posts a READ or WRITE of the client's memory that completes by itself, as `kind` and `index`.

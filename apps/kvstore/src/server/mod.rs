@@ -143,6 +143,8 @@ pub struct Server {
     counts: counts::Counts,
     connected: usize,
     completions: Box<[WorkCompletion; POLL_BATCH]>,
+    /// Connections whose doorbells are due at the end of a batch.
+    unrung: Vec<u32>,
     /// Some connection has requests that wait for room.
     any_deferred: bool,
     /// Some connection is to be closed.
@@ -225,6 +227,7 @@ impl Server {
             counts: counts::Counts::new(),
             connected: 0,
             completions: Box::new([WorkCompletion::EMPTY; POLL_BATCH]),
+            unrung: Vec::with_capacity(POLL_BATCH),
             any_deferred: false,
             any_broken: false,
             want_flush: false,
@@ -334,15 +337,38 @@ impl Server {
     #[inline]
     fn poll_group(&mut self, group: usize) -> usize {
         let polled = self.groups[group].cq.poll(&mut self.completions[..]);
-        for i in 0..polled {
-            let wc = self.completions[i];
-            self.complete(group, &wc);
+        if polled > 1 {
+            self.complete_batch(group, polled);
+        } else if polled == 1 {
+            let wc = self.completions[0];
+            self.complete(group, &wc, false);
         }
         polled
     }
 
+    /// Takes several completions: their requests' lines, which the device has just written, are fetched together, and their replies
+    /// share a doorbell.
+    fn complete_batch(&mut self, group: usize, polled: usize) {
+        for wc in &self.completions[..polled] {
+            let (kind, index) = split(wc.wr_id);
+            if kind == kind::RECV && wc.inline_data().is_none() {
+                let len = wc.byte_len as usize;
+                region::prefetch(&self.groups[group].buffers, buffer_offset(index), len);
+            }
+        }
+        for i in 0..polled {
+            let wc = self.completions[i];
+            self.complete(group, &wc, true);
+        }
+        while let Some(slot) = self.unrung.pop() {
+            if let Some(conn) = &mut self.conns[slot as usize] {
+                conn.link.ring();
+            }
+        }
+    }
+
     #[inline]
-    fn complete(&mut self, group: usize, wc: &WorkCompletion) {
+    fn complete(&mut self, group: usize, wc: &WorkCompletion, batch: bool) {
         let (kind, index) = split(wc.wr_id);
         let slot = self.by_qp.get(usize::from(wc.qp_index));
         let slot = slot.map_or(usize::MAX, |slot| *slot as usize);
@@ -372,12 +398,18 @@ impl Server {
                     }
                 };
                 self.until_sample -= 1;
+                if batch {
+                    link.begin_batch();
+                }
                 let fate = if self.until_sample == 0 {
                     self.sampled_request(link, place, bytes)
                 } else {
                     self.request(link, place, bytes)
                 };
                 self.settle(link, place, fate);
+                if link.end_batch() && self.unrung.last() != Some(&(slot as u32)) {
+                    self.unrung.push(slot as u32);
+                }
             } else {
                 link.deferred.push_back((index, wc.byte_len));
                 self.any_deferred = true;

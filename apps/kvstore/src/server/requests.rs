@@ -400,6 +400,7 @@ impl Server {
     fn probe(&mut self, link: &mut Link, tag: u16, rounds: u32) {
         self.counters.others += 1;
         self.reply(link, tag, &Reply::Probe { rounds });
+        link.ring();
         if !link.broken {
             let platform = self.context.platform();
             respond(

@@ -26,7 +26,7 @@ impl Engine {
         wr.head.flags & flags::SIGNALED != 0 || self.qp(slot).sig_all
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete_ok(&mut self, slot: usize, wr: &Wr, data: Option<[u64; 4]>) {
         if self.signaled(slot, wr) {
             let opcode = WrOpcode::from_u8(wr.head.opcode).map_or(0, |op| op.wc() as u8);
@@ -93,7 +93,7 @@ impl Engine {
     }
 
     /// Completes a receive that was taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete_recv(
         &mut self,
         slot: usize,
@@ -120,7 +120,7 @@ impl Engine {
         self.push(slot, cq, &cqe, solicited);
     }
 
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "the fields of a completion")]
     fn complete_send(
         &mut self,
@@ -150,7 +150,9 @@ impl Engine {
         self.push(slot, cq, &cqe, status != WcStatus::Success);
     }
 
-    #[inline]
+    /// Inlined, so that an entry is put together in registers: words loaded from fields that were stored a moment ago would wait for
+    /// all stores before those, among them the payload's to lines that another core has.
+    #[inline(always)]
     fn push(&mut self, slot: usize, cq_slot: usize, cqe: &Cqe, solicited: bool) {
         let cq = self.cq_mut(cq_slot);
         let first_overrun = !cq.overrun;

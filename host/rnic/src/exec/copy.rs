@@ -22,6 +22,16 @@ pub(super) fn copy(src: &[Bytes], dst: &[Bytes], done: u64, total: u64) -> u64 {
     at - done
 }
 
+/// Copies the `total` bytes of an inline message.
+#[inline]
+pub(super) fn copy_inline(words: &[u64], dst: &[Bytes], total: u64) -> u64 {
+    match dst {
+        [one, ..] if one.len() >= total => one.store_words(words, total),
+        _ => return copy(&[Bytes::words(words, total)], dst, 0, total),
+    }
+    total
+}
+
 /// A position in a list of pieces.
 struct Cursor<'a> {
     pieces: &'a [Bytes],

@@ -7,7 +7,7 @@ use hyv_abi::types::{Access, QpState, QpType};
 use hyv_abi::window::summary;
 
 use self::complete::Arrived;
-use self::copy::copy;
+use self::copy::{copy, copy_inline};
 use crate::engine::{Engine, Step};
 use crate::limits::MAX_MSG;
 use crate::mem::Bytes;
@@ -139,12 +139,7 @@ impl Engine {
                     let nak = Nak::RemoteOperational(WcStatus::LocProtErr);
                     return self.nak(slot, peer, wr, Some(recv), nak);
                 }
-                let mut data = [0; 4];
-                let mut at = 0;
-                for piece in &self.src {
-                    piece.gather(&mut data, at);
-                    at += piece.len() as usize;
-                }
+                let data = self.small(wr, total);
                 return self.deliver(slot, peer, wr, op, recv, total, Some(data));
             }
         }
@@ -157,7 +152,11 @@ impl Engine {
         if room < total {
             return self.nak(slot, peer, wr, Some(recv), Nak::TooLong);
         }
-        let moved = copy(&self.src, &self.dst, wr.done, total);
+        let moved = if wr.head.flags & flags::INLINE != 0 {
+            copy_inline(&wr.data, &self.dst, total)
+        } else {
+            copy(&self.src, &self.dst, wr.done, total)
+        };
         wr.done += moved;
         if wr.done < total {
             self.qp_mut(peer).receiving = Some(recv);
@@ -166,8 +165,32 @@ impl Engine {
         self.deliver(slot, peer, wr, op, recv, moved, None)
     }
 
+    /// The payload of a message whose source is open, and that fits a completion.
+    #[inline(always)]
+    fn small(&self, wr: &Wr, total: u64) -> [u64; 4] {
+        if wr.head.flags & flags::INLINE != 0 {
+            let shown = |k: u64| match total.saturating_sub(8 * k) {
+                0 => 0,
+                n @ 1..8 => wr.data[k as usize] & !(u64::MAX << (8 * n)),
+                _ => wr.data[k as usize],
+            };
+            return [shown(0), shown(1), shown(2), shown(3)];
+        }
+        match self.src[..] {
+            [one] => one.first_words(),
+            _ => {
+                let (mut data, mut at) = ([0; 4], 0);
+                for piece in &self.src {
+                    piece.gather(&mut data, at);
+                    at += piece.len() as usize;
+                }
+                data
+            }
+        }
+    }
+
     /// The end of a SEND or WRITE with immediate: completions on both sides.
-    #[inline]
+    #[inline(always)]
     #[allow(
         clippy::too_many_arguments,
         reason = "one call per field of two completions"
@@ -227,7 +250,12 @@ impl Engine {
         let Some(dst) = self.open_remote(peer, wr, total, Access::REMOTE_WRITE) else {
             return self.nak(slot, peer, wr, None, Nak::RemoteAccess);
         };
-        let moved = copy(&self.src, std::slice::from_ref(&dst), wr.done, total);
+        let dst = std::slice::from_ref(&dst);
+        let moved = if wr.head.flags & flags::INLINE != 0 {
+            copy_inline(&wr.data, dst, total)
+        } else {
+            copy(&self.src, dst, wr.done, total)
+        };
         wr.done += moved;
         if wr.done < total {
             return Step::More(moved);
@@ -258,9 +286,7 @@ impl Engine {
             return self.nak(slot, peer, wr, None, Nak::RemoteAccess);
         };
         if total as usize <= CQE_DATA && self.src.len() == 1 && self.signaled(slot, wr) {
-            let mut data = [0; 4];
-            src.gather(&mut data, 0);
-            self.complete_ok(slot, wr, Some(data));
+            self.complete_ok(slot, wr, Some(src.first_words()));
             return Step::Done(total);
         }
         // The local pieces were opened as a source list; here they are the destination.
