@@ -431,7 +431,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
                     return None;
                 }
                 let (deaths, expected) = segment.mortality(segment_bytes, died, live);
-                let score = (u128::from(gain) * u128::from(expected) << 20)
+                let score = ((u128::from(gain) * u128::from(expected)) << 20)
                     / (u128::from(segment_bytes / 4 + kept) * u128::from(deaths));
                 // Next to nothing to move: free at once, whatever else there is. The longest full first even then, or a few
                 // would stay for ever.
