@@ -1,7 +1,8 @@
 //! What the engine alone costs: reads and writes without a network, overwriting at several utilisations, memory per object.
 //!
-//! `cargo run --release -p kvstore --example engine_figures [MIB]` (region of 1024 MiB unless told otherwise). All
-//! throughputs of overwriting are taken in alternating slices of one run, so their ratios hold on a noisy machine.
+//! `cargo run --release -p kvstore --example engine_figures [MIB] [overwrite]` (region of 1024 MiB unless told otherwise; with
+//! `overwrite` that part alone). All throughputs of overwriting are taken in alternating slices of one run, so their ratios hold
+//! on a noisy machine.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -51,10 +52,10 @@ fn empty(bytes: usize) -> Plain {
     Store::new(region, config).expect("a region that is large enough")
 }
 
-/// Objects until the live bytes reach so many per cent of the capacity.
-fn fill(store: &mut Plain, percent: u32) -> u64 {
+/// Objects until the live bytes reach so many per cent of `bytes`.
+fn fill(store: &mut Plain, percent: u32, bytes: u64) -> u64 {
     let mut objects = 0;
-    while store.stats_live() * 100 < store.capacity() * u64::from(percent) {
+    while store.stats_live() * 100 < bytes * u64::from(percent) {
         for _ in 0..1024 {
             put(store, objects);
             objects += 1;
@@ -103,8 +104,19 @@ fn main() {
         }
     };
     let bytes = mib << 20;
-    reads_and_writes(bytes);
-    memory_per_object(bytes);
+    match std::env::args().nth(2).as_deref() {
+        None => {
+            reads_and_writes(bytes);
+            memory_per_object(bytes);
+        }
+        Some("overwrite") => {}
+        Some(other) => {
+            eprintln!(
+                "error: `{other}` is no part of the figures that can be asked for: `overwrite` is"
+            );
+            std::process::exit(2);
+        }
+    }
     overwriting(bytes);
 }
 
@@ -143,7 +155,8 @@ fn reads_and_writes(bytes: usize) {
 
 fn memory_per_object(bytes: usize) {
     let mut store = empty(bytes);
-    let objects = fill(&mut store, 95);
+    let capacity = store.capacity();
+    let objects = fill(&mut store, 95, capacity);
     let stats = store.stats();
     let payload = objects * (KEY_BYTES + VALUE.len()) as u64;
     let log = stats.bytes.live as f64 - payload as f64;
@@ -157,12 +170,24 @@ fn memory_per_object(bytes: usize) {
     );
 }
 
+/// What one slice of overwriting came to.
+#[derive(Default)]
+struct Figures {
+    /// Overwrites a second.
+    rates: Vec<f64>,
+    /// Bytes that the cleaner moved for each byte written.
+    moved: Vec<f64>,
+    /// Nanoseconds in the cleaner for each object that it moved.
+    move_ns: Vec<f64>,
+}
+
 fn overwriting(bytes: usize) {
     let mut stores: Vec<(Plain, u64, Random)> = UTILISATIONS
         .iter()
         .map(|percent| {
             let mut store = empty(bytes);
-            let objects = fill(&mut store, *percent);
+            let log = store.stats().log_bytes;
+            let objects = fill(&mut store, *percent, log);
             // Until what is measured is the steady state.
             let mut random = Random(u64::from(*percent));
             for i in 0..4 * (bytes as u64 / 160) {
@@ -171,37 +196,55 @@ fn overwriting(bytes: usize) {
             (store, objects, random)
         })
         .collect();
-    let mut rates = vec![Vec::new(); stores.len()];
-    let mut moved = vec![0.0; stores.len()];
+    let entry = stores[0].0.stats().bytes.live as f64 / stores[0].1 as f64;
+    let mut figures: Vec<Figures> = stores.iter().map(|_| Figures::default()).collect();
     for _ in 0..ROUNDS {
-        for (i, (store, objects, random)) in stores.iter_mut().enumerate() {
+        for ((store, objects, random), figures) in stores.iter_mut().zip(&mut figures) {
             let before = store.stats().cleaner.bytes_moved;
-            let (start, mut n) = (Instant::now(), 0u32);
+            let (start, mut n, mut cleaning) = (Instant::now(), 0u32, Duration::ZERO);
             while start.elapsed() < Duration::from_millis(300) {
                 for _ in 0..1024 {
-                    put_and_clean(store, random.below(*objects), n);
+                    cleaning += put_and_clean(store, random.below(*objects), n);
                     n += 1;
                 }
             }
-            rates[i].push(f64::from(n) / start.elapsed().as_secs_f64());
-            moved[i] = (store.stats().cleaner.bytes_moved - before) as f64 / f64::from(n);
+            let took = start.elapsed().as_secs_f64();
+            let moved = (store.stats().cleaner.bytes_moved - before) as f64 / entry;
+            figures.rates.push(f64::from(n) / took);
+            figures.moved.push(moved / f64::from(n));
+            figures.move_ns.push(cleaning.as_nanos() as f64 / moved);
         }
     }
-    for (i, percent) in UTILISATIONS.iter().enumerate() {
-        let ratios: Vec<f64> = rates[i].iter().zip(&rates[0]).map(|(a, b)| a / b).collect();
+    let (first, fullest) = (&stores[0].0, stores[stores.len() - 1].0.stats());
+    println!(
+        "{} segments of {} MiB, {} of them turned into overflow buckets at {}%, of which {} are used beside {}",
+        first.layout().segments,
+        first.layout().segment_bytes() >> 20,
+        first.layout().segments as u64 - fullest.segments,
+        UTILISATIONS[UTILISATIONS.len() - 1],
+        fullest.overflow_buckets,
+        first.layout().buckets,
+    );
+    for (percent, own) in UTILISATIONS.iter().zip(&figures) {
+        let pairs = own.rates.iter().zip(&figures[0].rates);
         println!(
-            "overwriting at {percent}% of the capacity: {:.2} million a second, {:.0}% of that at {}%; {:.0} B moved for each",
-            median(rates[i].clone()) / 1e6,
-            100.0 * median(ratios),
+            "overwriting at {percent}% of the log: {:.2} million a second, {:.0}% of that at {}%; {:.2} B moved for each written, {:.0} ns an object moved",
+            median(own.rates.clone()) / 1e6,
+            100.0 * median(pairs.map(|(a, b)| a / b).collect()),
             UTILISATIONS[0],
-            moved[i],
+            median(own.moved.clone()),
+            median(own.move_ns.clone()),
         );
     }
 }
 
-fn put_and_clean(store: &mut Plain, object: u64, n: u32) {
+/// Returns the time that the cleaner took.
+fn put_and_clean(store: &mut Plain, object: u64, n: u32) -> Duration {
     put(store, object);
-    if n.is_multiple_of(CLEAN_EVERY) {
-        store.clean(CLEAN_BYTES, 0);
+    if !n.is_multiple_of(CLEAN_EVERY) || !store.wants_cleaning(0) {
+        return Duration::ZERO;
     }
+    let start = Instant::now();
+    store.clean(CLEAN_BYTES, 0);
+    start.elapsed()
 }

@@ -19,6 +19,7 @@ extern crate std;
 pub mod client;
 pub mod crc;
 pub mod limits;
+mod prefetch;
 pub mod proto;
 pub mod server;
 pub mod status;

@@ -111,7 +111,7 @@ fn a_store_full_of_objects_that_do_not_pack_says_so_and_rests() {
             );
             assert_eq!(served.calls, 1);
         }
-        // One out, one in.
+        // One out, one in; the one that the cleaner moved last, too.
         for n in 0..objects as u32 {
             served.now += TICK;
             served.store.del(&n.to_le_bytes()).unwrap();

@@ -127,6 +127,31 @@ impl Index {
         }
     }
 
+    /// The offset of the slot that refers to `entry`, whose key has `hash`.
+    #[inline(always)]
+    pub(crate) fn find_entry(&self, mem: &[u8], hash: u64, entry: usize) -> Option<usize> {
+        let wanted = tag(hash) << 48 | entry as u64;
+        let mut bucket = self.bucket(hash);
+        loop {
+            let line: &[u8; BUCKET_BYTES] = mem[bucket..].first_chunk()?;
+            let (slots, _) = line.as_chunks::<8>();
+            // All eight without a branch: which of them it is cannot be predicted.
+            let mut found = SLOTS;
+            for (index, slot) in slots.iter().enumerate() {
+                let same = u64::from_le_bytes(*slot) == wanted;
+                found = core::hint::select_unpredictable(same, index, found);
+            }
+            if found < SLOTS {
+                return Some(bucket + 8 * found);
+            }
+            let last = u64::from_le_bytes(slots[SLOTS - 1]);
+            if last & CHAIN == 0 {
+                return None;
+            }
+            bucket = (last & OFFSET) as usize;
+        }
+    }
+
     /// Points `slot` at the entry at `entry`.
     #[inline(always)]
     pub(crate) fn redirect(mem: &mut [u8], slot: usize, entry: usize) {
@@ -302,7 +327,7 @@ impl Index {
         }
     }
 
-    /// Offset of what a live object of `hash` is looked up in, or a dead one counted in: for [`super::mem::touch`].
+    /// Offset of what a live object of `hash` is looked up in, or a dead one counted in: to be fetched ahead.
     #[inline(always)]
     pub(crate) fn place(&self, hash: u64, live: bool) -> usize {
         if live {

@@ -48,7 +48,7 @@ const SUPERBLOCK_CRC: usize = 76;
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"hyvstore");
 
 /// Version of the region's format.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Bytes of the front per bucket: the bucket, its counters, and an eighth of an overflow bucket.
 const FRONT_BYTES_PER_BUCKET: usize = BUCKET_BYTES + COUNTER_BYTES + BUCKET_BYTES / 8;

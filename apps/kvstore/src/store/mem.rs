@@ -30,10 +30,3 @@ pub(crate) fn load_u16(mem: &[u8], offset: usize) -> u16 {
 pub(crate) fn order() {
     core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
 }
-
-/// Loads a word at each of `places`: what comes next finds their lines in the cache. Without `unsafe` there is no prefetch.
-#[inline(always)]
-pub(crate) fn touch(mem: &[u8], places: &[usize]) {
-    let sum = places.iter().fold(0, |sum, at| sum ^ load_u32(mem, *at));
-    core::hint::black_box(sum);
-}

@@ -99,7 +99,7 @@ pub const NEVER: u64 = 0;
 pub struct Config {
     /// Seed of the key hash. Take it from a random source, or clients may choose keys that collide.
     pub seed: u64,
-    /// Bytes of a segment, a power of two. None: a 64th of the region, 2 to 8 MiB.
+    /// Bytes of a segment, a power of two. None: a 128th of the region, 2 to 8 MiB.
     pub segment_bytes: Option<usize>,
     /// How long memory that was freed keeps its bytes at least, ns: longer than any one-sided READ of the region takes, or else its
     /// reader discards it ([`onesided`]; [`crate::limits::QUARANTINE_NS`]). 0: nobody reads the region.

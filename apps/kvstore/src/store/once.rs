@@ -440,7 +440,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.segment_at(record).records -= RECORD_BYTES as u32;
         self.log.bytes.records -= RECORD_BYTES as u64;
         self.log.bytes.dead += RECORD_BYTES as u64;
-        self.cleaner.note_death(RECORD_BYTES);
+        self.log.died_bytes += RECORD_BYTES as u64;
         self.cleaner.maybe_empty = true;
     }
 

@@ -253,7 +253,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     fn give_up(&mut self, reservation: &Reservation) {
         self.emit_unfinished(reservation, EntryKind::Abandoned);
         self.log.bytes.dead += reservation.bytes() as u64;
-        self.cleaner.note_death(reservation.bytes());
+        self.log.died_bytes += reservation.bytes() as u64;
         self.cleaner.maybe_empty = true;
     }
 

@@ -11,6 +11,12 @@ use alloc::vec::Vec;
 /// Bytes of a segment's first entry.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = ENTRY_HEADER_BYTES + 16;
 
+/// One part in this many of a segment is added to what died in it and to what was expected to, so that a few deaths more or
+/// less do not decide. From a fifth to a third of a segment the cleaner moves about as little.
+const PRIOR_FRACTION: u64 = 4;
+/// Where the expected deaths of a segment end, bytes: far beyond what tells segments apart.
+const MOST_EXPECTED: u128 = 1 << 40;
+
 /// What a segment is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -56,17 +62,16 @@ pub(crate) struct Segment {
     pub(crate) pins: u32,
     /// Quarantined: when it was freed.
     freed_at: u64,
-    /// How old the data is: the number of segments opened when it was written.
-    pub(crate) epoch: u64,
-    /// Survivor only: sum of bytes times epoch of what was moved in.
-    epoch_weight: u64,
+    /// Sealed: bytes of live objects when it was sealed, and [`Log::died_bytes`] then.
+    sealed_live: u32,
+    sealed_at: u64,
     /// Bytes at its end that stayed unused because the next entry moved did not fit: to move its entries once more would gain
     /// none of them.
     pub(crate) unpackable: u32,
 }
 
 impl Segment {
-    const fn opened(generation: u64, used: usize, epoch: u64, pins: u32) -> Self {
+    const fn opened(generation: u64, used: usize, pins: u32) -> Self {
         Self {
             state: State::Open,
             generation,
@@ -82,8 +87,8 @@ impl Segment {
             open_reservations: 0,
             pins,
             freed_at: 0,
-            epoch,
-            epoch_weight: 0,
+            sealed_live: 0,
+            sealed_at: 0,
             unpackable: 0,
         }
     }
@@ -114,6 +119,19 @@ impl Segment {
             let span = u128::from(self.last_expiry - self.first_expiry);
             self.first_expiry + (span * u128::from(enough) / u128::from(expiring)) as u64
         }
+    }
+
+    /// How many bytes died in it since it was sealed, and how many would have if the store's `died` had hit each live byte alike.
+    /// Both are a quarter of a segment too many: so much has to have been expected before what was counted says more than chance.
+    pub(crate) fn mortality(&self, segment_bytes: u64, died: u64, live: u64) -> (u64, u64) {
+        let (before, now) = (u64::from(self.sealed_live), u64::from(self.live));
+        let at_risk = u128::from(before.midpoint(now));
+        let expected = at_risk * u128::from(died - self.sealed_at) / u128::from(live.max(1));
+        let prior = segment_bytes / PRIOR_FRACTION;
+        (
+            before.saturating_sub(now) + prior,
+            expected.min(MOST_EXPECTED) as u64 + prior,
+        )
     }
 
     const fn is_log(&self) -> bool {
@@ -180,7 +198,8 @@ pub(crate) struct Log {
     pub(crate) head: u32,
     pub(crate) survivor: Option<u32>,
     next_generation: u64,
-    pub(crate) segments_opened: u64,
+    /// Bytes of objects and reservations that died since the store was opened.
+    pub(crate) died_bytes: u64,
     overflow: usize,
     /// Segments in quarantine, oldest first.
     resting: Vec<u32>,
@@ -199,7 +218,7 @@ impl Log {
     pub(crate) fn new(layout: Layout, mem: &mut [u8], config: &Config, safe_version: u64) -> Self {
         let empty = Segment {
             state: State::Free,
-            ..Segment::opened(0, 0, 0, 0)
+            ..Segment::opened(0, 0, 0)
         };
         let log_bytes = (layout.segments << layout.segment_shift) as u64;
         let mut log = Self {
@@ -208,7 +227,7 @@ impl Log {
             head: 0,
             survivor: None,
             next_generation: 1,
-            segments_opened: 0,
+            died_bytes: 0,
             overflow: 0,
             resting: Vec::with_capacity(layout.segments),
             quarantine_ns: config.quarantine_ns,
@@ -338,17 +357,18 @@ impl Log {
         true
     }
 
+    /// Ends the survivor; the next one is opened when something is moved.
+    pub(crate) fn seal_survivor(&mut self) {
+        if let Some(survivor) = self.survivor.take() {
+            self.seal(survivor);
+        }
+    }
+
     fn open(&mut self, mem: &mut [u8], safe_version: u64) -> Option<u32> {
         let index = self.free.pop()?;
         let prologue = self.layout.prologue_bytes();
-        self.segments_opened += 1;
         let segment = &mut self.segments[index as usize];
-        *segment = Segment::opened(
-            self.next_generation,
-            prologue,
-            self.segments_opened,
-            segment.pins,
-        );
+        *segment = Segment::opened(self.next_generation, prologue, segment.pins);
         self.next_generation += 1;
         self.bytes.free -= prologue as u64;
         self.bytes.overhead += prologue as u64;
@@ -417,22 +437,10 @@ impl Log {
         segment.state = State::Sealed;
         let sweep_at = segment.sweep_at(self.layout.segment_bytes() as u64);
         self.next_sweep_at = self.next_sweep_at.min(sweep_at);
-        if segment.epoch_weight != 0 {
-            let moved = u64::from(segment.used) - self.layout.prologue_bytes() as u64;
-            segment.epoch = (segment.epoch_weight / moved.max(1)).min(segment.epoch);
-        }
+        segment.sealed_live = segment.live;
+        segment.sealed_at = self.died_bytes;
         self.bytes.free -= room;
         self.bytes.dead += room;
-    }
-
-    /// Gives `bytes` that the cleaner moved into the survivor the age of where they came from.
-    pub(crate) fn age_survivor(&mut self, bytes: usize, epoch: u64) {
-        if let Some(survivor) = self.survivor {
-            let segment = &mut self.segments[survivor as usize];
-            segment.epoch_weight = segment
-                .epoch_weight
-                .saturating_add(epoch.saturating_mul(bytes as u64));
-        }
     }
 
     /// Ends the use of a cleaned segment. Its entries are dead or moved; it is reused once nothing pins it and nobody can be

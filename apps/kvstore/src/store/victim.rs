@@ -82,7 +82,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
     ) -> Moved {
         let bytes = header.total_bytes();
         let mem = self.region.as_ref();
-        let Some(slot) = self.index.find(mem, hash, |found| found == entry) else {
+        let Some(slot) = self.index.find_entry(mem, hash, entry) else {
             return Moved::Lost;
         };
         let (to, generation, part) = match self.copy_object(entry, header, budget) {
@@ -93,18 +93,16 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         set_state(&mut mem[to..], generation << 1 | STATE_LIVE);
         // Who has found the old place is sent to look again, before the new one can become outdated.
         clear_live(mem, entry);
-        Index::redirect(mem, slot.at, to);
+        Index::redirect(mem, slot, to);
         let expires = expires_at(mem, to);
         let survivor = self.log.segment_at(to);
         survivor.live += bytes as u32;
         let from = &mut self.log.segments[victim as usize];
         from.live -= bytes as u32;
-        let epoch = from.epoch;
         if header.flags & FLAG_EXPIRES != 0 {
             from.expiring -= bytes as u32;
             self.log.segment_at(to).note_expiry(bytes, expires);
         }
-        self.log.age_survivor(bytes, epoch);
         self.cleaner.bytes_moved += part as u64;
         Moved::Bytes(part)
     }
@@ -126,9 +124,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.segment_at(to).records += bytes as u32;
         let from = &mut self.log.segments[victim as usize];
         from.records -= bytes as u32;
-        let epoch = from.epoch;
         self.log.bytes.dead += bytes as u64;
-        self.moved(bytes, epoch)
+        self.moved(bytes)
     }
 
     fn move_tombstone(
@@ -164,9 +161,8 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         let freed = self.cleaner.dead_freed;
         self.log.segment_at(to).note_tombstone(bytes, freed);
         self.log.bytes.tombstones += bytes as u64;
-        let epoch = self.log.segments[victim as usize].epoch;
         self.forget_tombstone(victim, bytes);
-        self.moved(bytes, epoch)
+        self.moved(bytes)
     }
 
     fn forget_tombstone(&mut self, victim: u32, bytes: usize) {
@@ -175,8 +171,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.log.bytes.dead += bytes as u64;
     }
 
-    fn moved(&mut self, bytes: usize, epoch: u64) -> Moved {
-        self.log.age_survivor(bytes, epoch);
+    fn moved(&mut self, bytes: usize) -> Moved {
         self.cleaner.bytes_moved += bytes as u64;
         Moved::Bytes(bytes)
     }

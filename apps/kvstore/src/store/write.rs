@@ -5,9 +5,10 @@ use super::entry::{
     STATE_LIVE, clear_live, entry_bytes, expires_at, seal, total_at, version_at,
 };
 use super::index::{Index, Slot};
-use super::mem::{load_u64, store_u64, touch};
+use super::mem::{load_u64, store_u64};
 use super::once::{RECORD_BYTES, Ticket};
 use super::{Increment, Incremented, NEVER, Outcome, RejectRules, RequestId, Store, StoreError};
+use crate::prefetch::prefetch;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +132,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         } = write;
         let record = if ticket.is_some() { RECORD_BYTES } else { 0 };
         // What the old object's death is counted in: the miss overlaps with those of the search for it.
-        touch(self.region.as_ref(), &[self.index.place(hash, false)]);
+        prefetch(self.region.as_ref(), self.index.place(hash, false));
         self.check_lengths(key, value.len())?;
         let bytes = object_bytes(key.len(), value.len(), write.expires);
         self.admit(hash, table, key, bytes + record, now)?;
@@ -273,7 +274,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
         self.cleaner.maybe_empty |= segment.live == 0;
         self.log.bytes.live -= bytes as u64;
         self.tables.at(place).live_bytes -= bytes as u64;
-        self.cleaner.note_death(bytes);
+        self.log.died_bytes += bytes as u64;
         bytes
     }
 
