@@ -118,8 +118,9 @@ pub const RENEWALS_PER_ROUND: usize = 32;
 pub const CLEAN_SLICE: usize = 64 << 10;
 /// Bytes cleaned between two turns at least: some 5 us, what a read may wait behind it.
 pub const TIDY_SLICE: usize = 4 << 10;
-/// Bytes moved for each byte that was overwritten while free segments are scarce: at 90% live it takes 5.
-pub const CLEANED_PER_DEAD: usize = 8;
+/// Bytes cleaned for each byte that was overwritten while free segments are scarce: at 90% of a small log live it takes 9, what is
+/// only looked at included.
+pub const CLEANED_PER_DEAD: usize = 16;
 /// How often connections with unsignaled sends are asked to finish them, ns.
 pub const MAINTENANCE_NS: u64 = 10_000_000;
 /// Idle turns between looks at the clock by the serving loop.
