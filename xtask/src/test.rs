@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::build::{self, GUEST_PACKAGES};
 use crate::cargo::{self, cargo};
-use crate::limits::{E2E_AT_ONCE, SIMULATION_S};
+use crate::limits::{E2E_AT_ONCE, SIMULATION_S, STORE_S};
 use crate::paths::Paths;
 use crate::setup::{self, Need};
 
@@ -60,6 +60,11 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let fresh = (!options.quick && filter.is_none()).then(|| {
         let mut command = units(Some("fresh_seeds"));
         command.env("HYV_SIM_SECONDS", SIMULATION_S);
+        command.env("HYV_STORE_SECONDS", STORE_S);
+        if !nextest {
+            command.arg("--");
+        }
+        command.args(["--test-threads", "1"]);
         cargo::start(command)
     });
     if nextest && filter.is_none() {
@@ -72,7 +77,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     } else {
         loom_step(paths, &mut steps, filter);
         if let Some(started) = fresh {
-            steps.run("simulation, fresh seeds", || started?.finish());
+            steps.run("random schedules, fresh seeds", || started?.finish());
         }
         if built {
             // Tests that pass are not shown, and some pass because they are skipped: they write it down.

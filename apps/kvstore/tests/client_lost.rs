@@ -1,50 +1,29 @@
 //! Lost replies, lost connections, lost servers: what was asked for once is done once, or the client is told.
 
 mod common;
+mod engine_common;
 
 use std::time::Duration;
 
 use common::{Host, PATIENCE, PORT, Raw, config};
+use engine_common::{Random, fresh_seeds};
 use hyv_verbs::Gid;
 use kvstore::client::{Client, ClientConfig, ClientError, Operation};
 use kvstore::proto::{Hello, Key, Once, Reply, Request, Status, Value};
 use kvstore::server::ServerConfig;
 use kvstore::store::{Increment, NEVER, RejectRules};
 
-/// A generator of numbers that one seed repeats.
-struct Numbers(u64);
-
-impl Numbers {
-    fn new() -> Self {
-        let given = std::env::var("HYV_STORE_SEED").ok();
-        let seed = given.map_or_else(hyv_host::sys::clock::realtime_ns, |text| {
-            text.parse().expect("HYV_STORE_SEED is a number")
-        });
-        println!("HYV_STORE_SEED={seed} repeats this");
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
-#[test]
-fn increments_are_executed_once_however_often_the_connection_is_lost() {
+fn increments_are_executed_once_however_often_the_connection_is_lost(seed: u64) {
     let host = Host::new();
     let server = host.serve_usual();
     let mut client = host.client();
-    let mut numbers = Numbers::new();
+    let mut random = Random(seed);
     let mut sum = 0i64;
     let mut failed = Vec::new();
     for round in 0..150 {
-        let count = 1 + numbers.below(16);
+        let count = 1 + random.below(16);
         for _ in 0..count {
-            let by = Increment::I64(1 + numbers.below(5) as i64);
+            let by = Increment::I64(1 + random.below(5) as i64);
             match client.submit(&Operation::increment(0, b"sum", by)) {
                 Ok(_) => sum += by.bits() as i64,
                 Err(ClientError::WindowFull) => break,
@@ -52,7 +31,7 @@ fn increments_are_executed_once_however_often_the_connection_is_lost() {
             }
         }
         // Somewhere between none of them executed and all of them answered.
-        for _ in 0..numbers.below(3000) {
+        for _ in 0..random.below(3000) {
             std::hint::spin_loop();
         }
         if round % 3 != 0 {
@@ -85,12 +64,11 @@ fn increments_are_executed_once_however_often_the_connection_is_lost() {
     server.stop();
 }
 
-#[test]
-fn operations_of_every_kind_survive_a_lost_connection() {
+fn operations_of_every_kind_survive_a_lost_connection(seed: u64) {
     let host = Host::new();
     let _server = host.serve_usual();
     let mut client = host.client();
-    let mut numbers = Numbers::new();
+    let mut random = Random(seed);
     let large = vec![7u8; 300_000];
     let (table, _) = client.create_table("t").unwrap();
     for round in 0u32..60 {
@@ -129,7 +107,7 @@ fn operations_of_every_kind_survive_a_lost_connection() {
             .iter()
             .map(|o| client.submit(o).unwrap())
             .collect();
-        for _ in 0..numbers.below(20_000) {
+        for _ in 0..random.below(20_000) {
             std::hint::spin_loop();
         }
         client.reconnect();
@@ -398,4 +376,9 @@ fn nobody_there_says_so() {
     let _first = host.client();
     let error = Client::connect(&context, Gid::LOCAL, PORT, PATIENCE).unwrap_err();
     assert!(matches!(error, ClientError::Refused(_)), "{error}");
+}
+
+fresh_seeds! {
+    increments_are_executed_once_however_often_the_connection_is_lost
+    operations_of_every_kind_survive_a_lost_connection
 }

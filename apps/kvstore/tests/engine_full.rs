@@ -2,7 +2,7 @@
 
 mod engine_common;
 
-use engine_common::{Plain, Random, seed};
+use engine_common::{Plain, Random, fresh_seeds};
 use kvstore::limits::LEASES_PER_SLICE;
 use kvstore::store::{
     CleanState, Config, Progress, RejectRules, RequestId, Store, StoreError, Write,
@@ -124,9 +124,8 @@ fn a_store_full_of_objects_that_do_not_pack_says_so_and_rests() {
     }
 }
 
-#[test]
-fn sizes_at_random_fill_a_store_well_before_it_says_that_it_is_full() {
-    let mut random = Random(seed());
+fn sizes_at_random_fill_a_store_well_before_it_says_that_it_is_full(seed: u64) {
+    let mut random = Random(seed);
     for _ in 0..20 {
         let mut served = served(400_000 * random.below(2));
         let largest = 1 + random.below(SEGMENT as u64 / 2);
@@ -220,11 +219,10 @@ fn leases_that_expired_together_are_ended_by_and_by() {
 
 /// Nearly all of a full store is removed, the newest first. A tombstone stays as long as what it hides: a cleaner that believes
 /// otherwise moves the same tombstones again and again, and frees nothing.
-#[test]
-fn a_full_store_is_emptied_without_being_busy_for_ever() {
+fn a_full_store_is_emptied_without_being_busy_for_ever(seed: u64) {
     const BYTES: usize = 64 << 20;
     const PART: usize = 64 << 10;
-    let mut random = Random(seed());
+    let mut random = Random(seed);
     let config = Config {
         seed: random.next(),
         quarantine_ns: 4_000_000,
@@ -282,4 +280,9 @@ fn a_full_store_is_emptied_without_being_busy_for_ever() {
         assert!(execute(&mut store, n, false));
     }
     store.audit().unwrap();
+}
+
+fresh_seeds! {
+    sizes_at_random_fill_a_store_well_before_it_says_that_it_is_full
+    a_full_store_is_emptied_without_being_busy_for_ever
 }

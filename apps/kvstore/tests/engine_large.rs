@@ -5,7 +5,7 @@ mod engine_common;
 
 use std::collections::BTreeMap;
 
-use engine_common::{Plain, Random, seed};
+use engine_common::{Plain, Random, fresh_seeds};
 use kvstore::limits::LARGE_MOVE_BYTES;
 use kvstore::store::{Config, RejectRules, Store, StoreError, Write};
 
@@ -35,9 +35,8 @@ fn value(random: &mut Random) -> Vec<u8> {
         .collect()
 }
 
-#[test]
-fn moves_of_large_objects_are_sliced_and_survive_all_that_happens_meanwhile() {
-    let mut random = Random(seed());
+fn moves_of_large_objects_are_sliced_and_survive_all_that_happens_meanwhile(seed: u64) {
+    let mut random = Random(seed);
     let mut store = store(10 * SEGMENT);
     let dropped = store.create_table("dropped", 0).unwrap();
     store.set(b"keeps the default table", b"").unwrap();
@@ -106,9 +105,8 @@ fn moves_of_large_objects_are_sliced_and_survive_all_that_happens_meanwhile() {
     store.audit().unwrap();
 }
 
-#[test]
-fn the_sum_of_a_value_in_slices_is_that_of_its_entry() {
-    let mut random = Random(seed());
+fn the_sum_of_a_value_in_slices_is_that_of_its_entry(seed: u64) {
+    let mut random = Random(seed);
     let mut store = store(24 * SEGMENT);
     for round in 0..60u64 {
         let len = random.below(200 << 10) as usize;
@@ -140,4 +138,9 @@ fn the_sum_of_a_value_in_slices_is_that_of_its_entry() {
         }
         store.audit().unwrap();
     }
+}
+
+fresh_seeds! {
+    moves_of_large_objects_are_sliced_and_survive_all_that_happens_meanwhile
+    the_sum_of_a_value_in_slices_is_that_of_its_entry
 }

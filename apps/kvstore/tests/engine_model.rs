@@ -3,7 +3,7 @@
 
 mod engine_common;
 
-use engine_common::{Plain, Random, seed};
+use engine_common::{Plain, Random, fresh_seeds};
 use kvstore::store::{
     CleanState, Config, Cursor, DEFAULT_TABLE, NEVER, Progress, RequestId, Reservation, Store,
     StoreError, Write,
@@ -337,8 +337,8 @@ proptest! {
 }
 
 /// Fills a store until `permille` of its log is live, then overwrites many times its size.
-fn overwrite(permille: u64, background: bool) {
-    let mut random = Random(seed());
+fn overwrite(seed: u64, permille: u64, background: bool) {
+    let mut random = Random(seed);
     let config = Config {
         seed: random.next(),
         segment_bytes: Some(32 << 10),
@@ -382,27 +382,23 @@ fn overwrite(permille: u64, background: bool) {
     }
 }
 
-#[test]
-fn overwriting_at_80_percent_never_runs_out() {
-    overwrite(800, false);
+fn overwriting_at_80_percent_never_runs_out(seed: u64) {
+    overwrite(seed, 800, false);
 }
 
-#[test]
-fn overwriting_at_90_percent_never_runs_out() {
-    overwrite(900, false);
+fn overwriting_at_90_percent_never_runs_out(seed: u64) {
+    overwrite(seed, 900, false);
 }
 
-#[test]
-fn overwriting_at_90_percent_with_a_background_cleaner_never_runs_out() {
-    overwrite(900, true);
+fn overwriting_at_90_percent_with_a_background_cleaner_never_runs_out(seed: u64) {
+    overwrite(seed, 900, true);
 }
 
 /// As a server does it that has one-sided readers: memory rests, a write cleans little and is tried again after slices of
 /// cleaning, each write is executed once, and some objects expire.
-#[test]
-fn overwriting_at_90_percent_with_memory_that_rests_in_slices_never_runs_out() {
+fn overwriting_at_90_percent_with_memory_that_rests_in_slices_never_runs_out(seed: u64) {
     const BUDGET: usize = 4096;
-    let mut random = Random(seed());
+    let mut random = Random(seed);
     let config = Config {
         seed: random.next(),
         segment_bytes: Some(32 << 10),
@@ -530,9 +526,8 @@ fn a_full_store_refuses_writes_serves_reads_and_removes_and_recovers() {
     }
 }
 
-#[test]
-fn removes_never_fail_when_nothing_is_pinned_and_replay_agrees() {
-    let mut random = Random(seed());
+fn removes_never_fail_when_nothing_is_pinned_and_replay_agrees(seed: u64) {
+    let mut random = Random(seed);
     let config = Config {
         seed: 8,
         segment_bytes: Some(1 << 10),
@@ -572,4 +567,12 @@ fn removes_never_fail_when_nothing_is_pinned_and_replay_agrees() {
         }
     }
     println!("{:?}", store.stats());
+}
+
+fresh_seeds! {
+    overwriting_at_80_percent_never_runs_out
+    overwriting_at_90_percent_never_runs_out
+    overwriting_at_90_percent_with_a_background_cleaner_never_runs_out
+    overwriting_at_90_percent_with_memory_that_rests_in_slices_never_runs_out
+    removes_never_fail_when_nothing_is_pinned_and_replay_agrees
 }

@@ -16,12 +16,17 @@ use crate::sys::{clock, cpu};
 use crate::vmm::{ExitReport, GuestConfig, LaunchError, Qemu};
 use crate::wire::{WireConfig, WireError};
 
-/// GID of a device without an address on any network: `fe80::` and a local identifier. Peers are on this host.
-const LOCAL_GID: [u8; 16] = [
-    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x68, 0x79, 0xff, 0xfe, 0x76, 0, 1,
-];
-/// GUID of the soft device; the low half of [`LOCAL_GID`].
+/// What makes a GUID for the connection manager of an address.
 const NODE_GUID: u64 = 0x0268_79ff_fe76_0001;
+
+/// GUID and GID of a device: one of its own. Without an address on any network the GID is `fe80::` and the GUID: peers are users of the same
+/// device, and who is given the GID of another device finds no way there, rather than the queue pair of the same number here. The GUID's first
+/// byte says that it is administered locally.
+fn identity(seed: u64) -> (u64, [u8; 16]) {
+    let guid = 0x02 << 56 | seed >> 8;
+    let gid = 0xfe80_u128 << 112 | u128::from(guid);
+    (guid, gid.to_be_bytes())
+}
 
 /// Why an instance, or a guest of it, did not start.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +110,11 @@ impl Instance {
             });
             (carrier, routes) = (Some(opened.carrier), Some(opened.routes));
         }
+        let (node_guid, gid) = self::identity(fresh_seed());
         let cell = EngineCell::new(Engine::new(EngineConfig {
             clock: clock::quick_ns(),
-            gid: LOCAL_GID,
-            node_guid: NODE_GUID,
+            gid,
+            node_guid,
             carrier,
             mad_bell: Box::new({
                 let bell = Arc::clone(&mad_bell);
@@ -259,5 +265,19 @@ impl Drop for Guest {
             let _ = self.qemu.kill();
             self.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_device_without_an_address_has_a_gid_of_its_own() {
+        let (guid, gid) = identity(fresh_seed());
+        assert_eq!(gid[..8], [0xfe, 0x80, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(gid[8..], guid.to_be_bytes());
+        assert_eq!(guid >> 56, 2);
+        assert_ne!((guid, gid), identity(fresh_seed()));
     }
 }

@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+pub use hyv_carrier::ListenAddr;
 use hyv_carrier::addr::{ip_of, is_link_local};
 use hyv_carrier::netlink::{Netlink, RTN_LOCAL, RTN_UNICAST};
 use hyv_carrier::record::Recorded;
-use hyv_carrier::{Choice, ListenAddr, OpenError, Options};
+use hyv_carrier::{Choice, OpenError, Options};
 use hyv_roce::carrier::{Arrival, Carrier, Flow, Gid, Sent};
 
 /// Flags about the wire, shared by all programs that hold a device.

@@ -17,6 +17,7 @@ use hyv_verbs::{
     Access, CompletionQueue, Context, Error, Gid, MemoryRegion, Payload, Platform, Process,
     ProtectionDomain, QpCaps, QueuePair, RecvWr, RtrParams, RtsParams, SendFlags, SendOp, SendWr,
 };
+use kvstore::proto::Hello;
 
 /// The store's port.
 const PORT: u16 = 7070;
@@ -97,11 +98,16 @@ impl User {
     }
 
     fn connect_to_store(&mut self) -> Result<(), Error> {
+        // A new client, without a lease.
+        let hello = Hello {
+            lease: false,
+            client: 0,
+        };
+        let hello = hello.to_bytes();
         let options = ConnectOptions {
             caps: caps(),
             param: ConnParam {
-                // The store's greeting, version 3: a new client, without a lease.
-                private_data: &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                private_data: &hello,
                 ..ConnParam::default()
             },
             ..ConnectOptions::default()

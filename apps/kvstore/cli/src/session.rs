@@ -1,15 +1,21 @@
-//! Finding a running instance, and connecting to the store in it.
+//! Finding a running instance, and the devices that clients of the store use.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use hyv_host::backend::Quotas;
+use hyv_host::instance::{Instance, InstanceConfig};
 use hyv_host::sys::runtime_dir::RuntimeRoot;
-use hyv_verbs::{Context, Gid, Process};
+use hyv_host::wire::{ListenAddr, WireConfig};
+use hyv_verbs::{Context, Process};
 use kvstore::client::Client;
 
 /// RAM of a client: rings and buffers take some 300 KiB, staging for large values 4.4 MiB.
-const CLIENT_RAM: u64 = 16 << 20;
+pub const CLIENT_RAM: u64 = 16 << 20;
+/// How long the engine of a device of one's own polls without work before it sleeps.
+const SPIN: Duration = Duration::from_micros(200);
 
 /// The folder of the instance that `name` names, or of the only one that runs.
 ///
@@ -53,12 +59,84 @@ pub fn any_runs() -> Result<bool> {
     Ok(!RuntimeRoot::open()?.instances()?.is_empty())
 }
 
-/// Opens the device of the instance at `dir` and connects to the store on `port`.
-///
-/// # Errors
-/// When nobody serves there.
-pub fn connect(dir: &Path, port: u16, timeout: Duration, name: &str) -> Result<Client> {
-    let process = Process::connect(dir, CLIENT_RAM, name)?;
-    let context = Context::open(process).context("cannot open the device")?;
-    Ok(Client::connect(&context, Gid::LOCAL, port, timeout)?)
+/// A device that this process uses: of an instance that runs, or its own.
+pub struct Device {
+    /// Its verbs.
+    pub context: Context,
+    /// Whose it is, for people.
+    pub whose: String,
+    // After what uses it.
+    _own: Option<Instance>,
+}
+
+impl Device {
+    /// That of the instance at `dir`, with so many bytes of memory.
+    ///
+    /// # Errors
+    /// When the instance lets nobody in.
+    pub fn of(dir: &Path, ram: u64) -> Result<Self> {
+        Ok(Self {
+            context: open(dir, ram)?,
+            whose: format!("the instance in {}", dir.display()),
+            _own: None,
+        })
+    }
+
+    /// One of its own, with an address of this machine.
+    ///
+    /// # Errors
+    /// When the address is none of this machine's, or taken by another device.
+    pub fn own(address: &ListenAddr, ram: u64) -> Result<Self> {
+        let own = Instance::start(InstanceConfig {
+            name: None,
+            prefix: "kv".into(),
+            engine_cpus: Vec::new(),
+            spin: SPIN,
+            quotas: Quotas::default(),
+            wire: WireConfig {
+                listen: Some(address.clone()),
+                ..WireConfig::default()
+            },
+        })?;
+        Ok(Self {
+            context: open(own.dir().path(), ram)?,
+            whose: format!("a device on {}", address.ip),
+            _own: Some(own),
+        })
+    }
+}
+
+fn open(dir: &Path, ram: u64) -> Result<Context> {
+    Context::open(Process::connect(dir, ram, "kv")?).context("cannot open the device")
+}
+
+/// A client, and the device that it needs.
+pub struct Connected {
+    client: Client,
+    // After the client.
+    _device: Device,
+}
+
+impl Connected {
+    /// Keeps both.
+    #[must_use]
+    pub const fn new(client: Client, device: Device) -> Self {
+        Self {
+            client,
+            _device: device,
+        }
+    }
+}
+
+impl Deref for Connected {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connected {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }

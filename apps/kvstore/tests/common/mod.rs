@@ -77,14 +77,18 @@ impl Host {
         Client::connect_with(&context, Gid::LOCAL, PORT, config).unwrap()
     }
 
-    /// A server of its own process, serving.
-    pub fn serve(&self, config: ServerConfig) -> Running {
+    /// A server of its own process, which nobody drives yet.
+    pub fn server(&self, config: ServerConfig) -> Server {
         let beside = kvstore::server::limits::memory_for(config.max_connections) + (8 << 20);
         let ram = (config.store_bytes + beside).next_multiple_of(2 << 20) as u64;
-        let context = self.user("server", ram);
+        Server::new(&self.user("server", ram), config).unwrap()
+    }
+
+    /// A server of its own process, serving.
+    pub fn serve(&self, config: ServerConfig) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Seen::default());
-        let server = Server::new(&context, config).unwrap();
+        let server = self.server(config);
         let mut surroundings = Outside {
             stop: Arc::clone(&stop),
             seen: Arc::clone(&seen),
@@ -298,6 +302,14 @@ impl Raw {
                 return Some((wc.imm.unwrap(), bytes));
             }
         }
+    }
+
+    /// Waits until what was sent last lies with the server, which must not have answered it yet.
+    pub fn delivered(&mut self) {
+        let mut wcs = [hyv_verbs::WorkCompletion::EMPTY];
+        let n = self.cq.wait(&mut wcs, Some(PATIENCE)).unwrap();
+        assert_eq!(n, 1, "no completion within {PATIENCE:?}");
+        assert!(wcs[0].is_ok() && !wcs[0].is_recv(), "{:?}", wcs[0]);
     }
 
     pub fn ended(&self) -> bool {

@@ -1,6 +1,11 @@
 //! What the engine's tests share: short names for operations on the default table without conditions, and random numbers
 //! whose seed is printed.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "each test uses a part of it"
+)]
 
 use kvstore::store::{
     CleanProgress, DEFAULT_TABLE, Found, RejectRules, Reservation, Store, StoreError, Write,
@@ -56,18 +61,43 @@ impl Random {
     }
 }
 
-/// A fresh seed, or that of `HYV_STORE_SEED`; printed, so that a failure can be run again.
-pub fn seed() -> u64 {
-    let seed = std::env::var("HYV_STORE_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now();
-            now.duration_since(std::time::UNIX_EPOCH)
-                .unwrap()
-                .as_nanos() as u64
-                | 1
-        });
-    println!("HYV_STORE_SEED={seed}");
-    seed
+/// Seeds of random schedules, each printed before it is used, so that a failure can be run again: at least so many fresh ones, and more until
+/// `HYV_STORE_SECONDS` are over; or so many from that of `HYV_STORE_SEED` on.
+pub fn seeds(least: u64) -> impl Iterator<Item = u64> {
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        let number = text.parse::<u64>();
+        Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+    };
+    let given = number("HYV_STORE_SEED");
+    let first = given.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now();
+        let since_epoch = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+        since_epoch.as_nanos() as u64 | 1
+    });
+    let seconds = number("HYV_STORE_SECONDS").filter(|_| given.is_none());
+    let start = std::time::Instant::now();
+    (0..)
+        .take_while(move |&round| {
+            round < least || seconds.is_some_and(|limit| start.elapsed().as_secs() < limit)
+        })
+        .map(move |round| {
+            let seed = first.wrapping_add(2 * round);
+            println!("HYV_STORE_SEED={seed}");
+            seed
+        })
 }
+
+/// Tests of one random schedule each: a function of the seed becomes a test with a fresh one, by itself and, for so long as asked, in the step
+/// of fresh seeds of the whole test run, which goes by this module's name.
+macro_rules! fresh_seeds {
+    ($($name:ident)*) => {
+        mod fresh_seeds {
+            $(#[test]
+            fn $name() {
+                crate::engine_common::seeds(1).for_each(super::$name);
+            })*
+        }
+    };
+}
+pub(crate) use fresh_seeds;

@@ -1,21 +1,23 @@
 //! The client's commands for whole tables: list, load, dump; and where they find the store.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use hyv_host::program;
+use hyv_host::wire::ListenAddr;
 use hyv_verbs::{Context, Gid};
 use kvstore::client::{Client, ClientConfig, ClientError};
 
 use super::object::InTable;
 use crate::format::{self, Format};
 use crate::pump::{Loader, Pump};
-use crate::session;
+use crate::session::{self, Connected, Device};
 use hyv_lab::values;
 
 #[derive(clap::Args, Debug)]
@@ -23,6 +25,17 @@ pub(super) struct Where {
     /// Instance to talk to (default: the only one that runs)
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
+    /// Talk to the store on another host, by that host's address. The instance here must have an address, too, unless --listen gives one
+    #[arg(long, value_name = "ADDR")]
+    host: Option<IpAddr>,
+    /// Use no instance here but a device of this command's own, with this address of this machine (needs --host)
+    #[arg(
+        long,
+        value_name = "ADDR",
+        requires = "host",
+        conflicts_with = "instance"
+    )]
+    listen: Option<ListenAddr>,
     /// Port of the store
     #[arg(long, default_value_t = 7070)]
     port: u16,
@@ -32,23 +45,24 @@ pub(super) struct Where {
 }
 
 impl Where {
-    pub fn connect(&self) -> Result<Client> {
-        session::connect(
-            &session::find(self.instance.as_deref())?,
-            self.port,
-            self.timeout,
-            "kv",
-        )
+    /// Connects.
+    pub fn connect(&self) -> Result<Connected> {
+        let device = self.device(session::CLIENT_RAM)?;
+        let client = self.connect_with(&device, ClientConfig::default())?;
+        Ok(Connected::new(client, device))
     }
 
-    /// Whether an instance is named.
+    /// The device to use, with so many bytes of memory.
+    pub fn device(&self, ram: u64) -> Result<Device> {
+        match &self.listen {
+            Some(address) => Device::own(address, ram),
+            None => Device::of(&session::find(self.instance.as_deref())?, ram),
+        }
+    }
+
+    /// Whether an instance is named, or another host.
     pub const fn names_one(&self) -> bool {
-        self.instance.is_some()
-    }
-
-    /// The instance that is named.
-    pub fn instance(&self) -> Option<&str> {
-        self.instance.as_deref()
+        self.instance.is_some() || self.host.is_some()
     }
 
     /// Port of the store.
@@ -56,8 +70,8 @@ impl Where {
         self.port
     }
 
-    /// Connects on a device that is open, as `config` says but for times.
-    pub fn connect_with(
+    /// Connects on an open device, as `config` says but for times.
+    pub fn connect_by(
         &self,
         context: &Context,
         config: ClientConfig,
@@ -67,7 +81,28 @@ impl Where {
             reconnect: Some(self.timeout),
             ..config
         };
-        Client::connect_with(context, Gid::LOCAL, self.port, config)
+        let gid = match self.host.map(|host| host.to_canonical()) {
+            None => Gid::LOCAL,
+            Some(IpAddr::V4(v4)) => Gid(v4.to_ipv6_mapped().octets()),
+            Some(IpAddr::V6(v6)) => Gid(v6.octets()),
+        };
+        Client::connect_with(context, gid, self.port, config)
+    }
+
+    /// The same on a device of [`Self::device`], with what to do if that leads nowhere.
+    pub fn connect_with(&self, device: &Device, config: ClientConfig) -> Result<Client> {
+        let connected = self.connect_by(&device.context, config);
+        let Some(host) = self.host else {
+            return Ok(connected?);
+        };
+        connected.with_context(|| {
+            let hint = if self.listen.is_some() {
+                ""
+            } else {
+                " (it must have been started with --listen; or give this command --listen ADDR)"
+            };
+            format!("cannot reach {host} by {}{hint}", device.whose)
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use kvstore::client::{Client, ClientError};
 use kvstore::store::{DEFAULT_TABLE, Increment, NEVER, RejectRules};
 
 use super::client::Where;
+use crate::session::Connected;
 use hyv_lab::values;
 
 /// A table of a store.
@@ -23,7 +24,7 @@ pub(super) struct InTable {
 
 impl InTable {
     /// Connects; gives the table's id too.
-    pub fn connect(&self) -> Result<(Client, u32)> {
+    pub fn connect(&self) -> Result<(Connected, u32)> {
         let mut client = self.place.connect()?;
         let table = find(&mut client, &self.table)?;
         Ok((client, table))

@@ -76,11 +76,11 @@ pub(in crate::commands) struct Args {
         long = "where",
         value_name = "WHERE",
         value_delimiter = ',',
-        conflicts_with = "instance"
+        conflicts_with_all = ["instance", "host"]
     )]
     pub(super) places: Vec<Place>,
     /// Run the same on the machine's redis-server, in alternating slices with stores of this command's own
-    #[arg(long, value_name = "WHAT", conflicts_with = "instance")]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["instance", "host"])]
     pub(super) vs: Option<Rival>,
     /// Also measure the store by one-sided reads, in a place of its own: the client READs hash table and log, and asks the server
     /// only in doubt [default: with --vs]
@@ -88,7 +88,7 @@ pub(in crate::commands) struct Args {
     pub(super) one_sided: bool,
     /// Measure reads with the server's cleaner off and with one that never rests, in alternating slices, in a store of this command's
     /// own whose log is filled to --utilisation
-    #[arg(long, conflicts_with_all = ["vs", "one_sided", "records", "instance"])]
+    #[arg(long, conflicts_with_all = ["vs", "one_sided", "records", "instance", "host"])]
     pub(super) cleaner_tail: bool,
     /// Per cent of the log that are live: one for --cleaner-tail, for workload overwrite several, of which the first is what the others
     /// are set against and comes again at the end [default: 80 beside a busy cleaner;
@@ -205,7 +205,7 @@ impl What {
                 ("--vs", args.vs.is_some()),
                 ("--one-sided", args.one_sided),
                 ("--records", args.records.is_some()),
-                ("--instance", args.place.names_one()),
+                ("--instance or --host", args.place.names_one()),
             ];
             if let Some((name, _)) = others.iter().find(|(_, given)| *given) {
                 bail!(

@@ -78,7 +78,7 @@ pub(super) fn run<'a>(
         Some(client) => Ok(client),
         None => Ok(args
             .place
-            .connect_with(&appliance.context, what.client_config())?),
+            .connect_by(&appliance.context, what.client_config())?),
     })?;
     let window = Arc::clone(appliance.guest.qemu().window());
     let pid =

@@ -18,7 +18,7 @@ use hyv_host::program;
 use hyv_host::sys::cpu;
 use hyv_host::wire::WireConfig;
 use hyv_lab::{median, values};
-use hyv_verbs::{Context, Gid, Process};
+use hyv_verbs::Gid;
 use kvstore::client::Client;
 use kvstore::limits::EAGER_VALUE_BYTES;
 use kvstore::status::Status;
@@ -69,12 +69,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Measures the instance that runs.
 fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
-    let dir = session::find(args.place.instance())?;
     let ways = 1 + u64::from(args.one_sided);
-    let process = Process::connect(&dir, ram(args.clients) * ways, "kv")?;
-    let context = Context::open(process).context("cannot open the device")?;
+    let device = args.place.device(ram(args.clients) * ways)?;
     let mut clients = rpc::connect(args.clients, || {
-        Ok(args.place.connect_with(&context, what.client_config())?)
+        args.place.connect_with(&device, what.client_config())
     })?;
     let records = match args.records {
         Some(records) => records,
@@ -85,17 +83,15 @@ fn running(args: &Args, what: &What, stop: &AtomicBool) -> Result<()> {
         }
     };
     eprintln!(
-        "measuring the instance in {}; its own records stay as they are",
-        dir.display()
+        "measuring the store reached by {}; its own records stay as they are",
+        device.whose
     );
     let rpc = Rpc::new(clients, None, what.value_size)?;
     let plan = plan(args, what, records, stop);
     let mut lanes = vec![Lane::new("instance", None, Store::Rpc(rpc))];
     if args.one_sided {
         let config = what.one_sided_config(records);
-        let clients = rpc::connect(args.clients, || {
-            Ok(args.place.connect_with(&context, config)?)
-        })?;
+        let clients = rpc::connect(args.clients, || args.place.connect_with(&device, config))?;
         let rpc = Rpc::new(clients, None, what.value_size)?.read_one_sided()?;
         lanes.push(Lane::new("instance-one-sided", None, Store::Rpc(rpc)));
     }
@@ -210,7 +206,7 @@ fn beside(
         Some(client) => Ok(client),
         None => Ok(args
             .place
-            .connect_with(&appliance.context, what.client_config())?),
+            .connect_by(&appliance.context, what.client_config())?),
     })?;
     let window = Arc::clone(appliance.guest.qemu().window());
     let pid =
@@ -224,7 +220,7 @@ fn beside(
     let config = what.one_sided_config(records);
     if one_sided(args) && guest_too {
         let clients = rpc::connect(args.clients, || {
-            Ok(args.place.connect_with(&appliance.context, config)?)
+            Ok(args.place.connect_by(&appliance.context, config)?)
         })?;
         let rpc = Rpc::new(clients, Some(window), what.value_size)?.read_one_sided()?;
         second = Some(Lane::new("guest-one-sided", Some(pid), Store::Rpc(rpc)));
