@@ -56,7 +56,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<ExitCode> {
     let nextest = cargo::has_subcommand(&paths.root, "nextest");
     let units = |filter: Option<&str>| host_tests(paths, nextest, filter, false);
     steps.run("unit and property tests", || cargo::run(units(filter)));
-    // Three minutes on one core, while the next steps compile little by little.
+    // Three minutes for the transport and about one for the store, on one core, while the next steps compile little by little.
     let fresh = (!options.quick && filter.is_none()).then(|| {
         let mut command = units(Some("fresh_seeds"));
         command.env("HYV_SIM_SECONDS", SIMULATION_S);
