@@ -680,19 +680,24 @@ impl Responder {
         }
     }
 
-    /// The bytes of the answer at the front cannot be read any more: an error takes its place and the connection is over.
+    /// The bytes of the answer at the front cannot be read any more: an error takes its place and the connection is over. Not
+    /// so if a duplicate asked for it: most requesters have had the answer before they had the region taken away, and what the network
+    /// held back must not end their connection. One that still waits for it is told.
     pub fn abort(&mut self, code: NakCode) {
-        let psn = match self.out.front() {
+        let msn = self.msn;
+        let psn = match self.out.front_mut() {
+            Some(Out::Read(s)) if s.replay => {
+                let psn = s.next;
+                self.out[0] = Out::Plain(Answer::Nak { psn, msn, code });
+                return;
+            }
             Some(Out::Read(s)) => s.next,
             _ => self.expected,
         };
         self.over = true;
         self.inbound = None;
         self.out.clear();
-        self.out.push_back(Out::Plain(Answer::Nak {
-            psn,
-            msn: self.msn,
-            code,
-        }));
+        self.out
+            .push_back(Out::Plain(Answer::Nak { psn, msn, code }));
     }
 }
