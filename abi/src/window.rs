@@ -61,7 +61,7 @@ pub struct Header {
     pub window_len: AtomicU64,
     /// Bytes of RAM: the sum of the regions' lengths.
     pub ram_len: AtomicU64,
-    /// TSC ticks per second as the user sees them, or 0 where the user must calibrate (TCG).
+    /// TSC ticks per second as the user sees them; 0: a guest must calibrate (TCG), a process read the system's clock.
     pub tsc_hz: AtomicU64,
     /// Wall clock at `tsc_at_boot`, ns since 1970.
     pub realtime_ns: AtomicU64,

@@ -67,6 +67,8 @@ pub mod ring;
 pub mod ah;
 #[cfg(not(loom))]
 pub mod channel;
+#[cfg(all(not(loom), feature = "std", target_os = "linux"))]
+mod clock;
 #[cfg(not(loom))]
 pub mod cm;
 #[cfg(not(loom))]

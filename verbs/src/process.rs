@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::string::String;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::vec::Vec;
 
 use hyv_abi::ABI_VERSION;
@@ -34,6 +34,7 @@ use talc::base::Talc;
 use talc::source::Manual;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::clock::Clock;
 use crate::limits::{GREETING_MS, HUGE, MIN_RAM, PULSE_LIMIT_NS, PULSE_TURNS, YIELD_TURNS};
 use crate::platform::{HostGone, Platform};
 
@@ -210,13 +211,13 @@ pub struct Process {
     window: Mapping,
     ram: Mapping,
     heap: Mutex<Talc<Manual, talc::DefaultBinning>>,
-    start: Instant,
+    clock: Clock,
     wakes: AtomicU64,
     sleepers: Mutex<Sleepers>,
     told: Condvar,
     turns: AtomicU32,
     gone: AtomicBool,
-    /// The host's last pulse seen, and when it changed (ns since `start`).
+    /// The host's last pulse seen, and when it changed (ns by `clock`).
     pulse: AtomicU64,
     pulse_at: AtomicU64,
 }
@@ -312,14 +313,14 @@ impl Process {
         if unsafe { heap.claim(ram.base.as_ptr(), ram.len) }.is_none() {
             return Err(ConnectError::Protocol("it gave too little RAM"));
         }
-        let process = Self {
+        let mut process = Self {
             socket,
             kicks: [kick_control, kick_data],
             wake,
             window,
             ram,
             heap: Mutex::new(heap),
-            start: Instant::now(),
+            clock: Clock::start(0),
             wakes: AtomicU64::new(0),
             sleepers: Mutex::default(),
             told: Condvar::new(),
@@ -331,6 +332,7 @@ impl Process {
         if process.window().header.magic.load(Ordering::Acquire) != MAGIC {
             return Err(ConnectError::Protocol("its window is not set up"));
         }
+        process.clock = Clock::start(process.window().header.tsc_hz.load(Ordering::Relaxed));
         for fd in process.kicks.iter().chain([&process.wake]) {
             rustix::io::ioctl_fionbio(fd, true).map_err(system("use an eventfd"))?;
         }
@@ -548,8 +550,9 @@ unsafe impl Platform for Process {
         self.look_at_host()
     }
 
+    #[inline]
     fn now_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        self.clock.now_ns()
     }
 }
 

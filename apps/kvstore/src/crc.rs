@@ -76,7 +76,7 @@ const fn power_of_x8(mut n: u64) -> u32 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use core::arch::x86_64::{__cpuid, _mm_crc32_u8, _mm_crc32_u64};
+    use core::arch::x86_64::{__cpuid, _mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
     use core::sync::atomic::{AtomicU8, Ordering};
 
     const UNKNOWN: u8 = 0;
@@ -113,6 +113,10 @@ mod x86 {
             crc = _mm_crc32_u64(crc, u64::from_le_bytes(*word));
         }
         let mut crc = crc as u32;
+        let (half, rest) = rest.as_chunks::<4>();
+        if let [half] = half {
+            crc = _mm_crc32_u32(crc, u32::from_le_bytes(*half));
+        }
         for &byte in rest {
             crc = _mm_crc32_u8(crc, byte);
         }

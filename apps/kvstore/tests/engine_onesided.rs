@@ -173,7 +173,7 @@ impl World {
                     bytes[0] |= 1;
                 }
                 let key = reader.key.to_le_bytes();
-                match verify_entry(&bytes, DEFAULT_TABLE, &key, generation, now) {
+                match verify_entry(&bytes, DEFAULT_TABLE, &key, generation, || now) {
                     Verdict::Hit(hit) => {
                         self.cached_hits += u64::from(generation.is_some());
                         let place = (reader.read.at as u64, hit.generation, hit.bytes);
@@ -534,7 +534,7 @@ fn what_cannot_be_a_store_or_a_place_in_one_is_refused() {
     assert_eq!(candidates(&bucket, 5), None);
     for len in 0..64 {
         assert_eq!(
-            verify_entry(&vec![255; len], 0, b"k", None, 0),
+            verify_entry(&vec![255; len], 0, b"k", None, || 0),
             Verdict::Doubt
         );
     }

@@ -51,6 +51,16 @@ impl Mending {
             asked_at: 0,
         }
     }
+
+    /// The latest time that the server's clock may show when this one's shows `now`, ns.
+    pub fn latest_server_time(&self, now: u64) -> u64 {
+        let passed = now.saturating_sub(self.asked_at);
+        self.welcome.map_or(u64::MAX, |welcome| {
+            welcome
+                .now_ns
+                .saturating_add(passed + passed / DRIFT + FIRST_PAUSE_NS)
+        })
+    }
 }
 
 type Each<'e> = &'e mut dyn FnMut(Ticket, Result<Reply<'_>, ClientError>);
@@ -81,16 +91,6 @@ impl Client {
         self.mending
             .welcome
             .map_or(0, |welcome| welcome.now_ns.saturating_add(passed))
-    }
-
-    /// The latest time that the server's clock may show when this one's shows `now`, ns.
-    pub(super) fn latest_server_time(&self, now: u64) -> u64 {
-        let passed = now.saturating_sub(self.mending.asked_at);
-        self.mending.welcome.map_or(u64::MAX, |welcome| {
-            welcome
-                .now_ns
-                .saturating_add(passed + passed / DRIFT + FIRST_PAUSE_NS)
-        })
     }
 
     /// The random number of the server's life.

@@ -19,6 +19,7 @@ mod many;
 mod mend;
 mod onesided;
 mod operation;
+mod places;
 mod sequence;
 mod staging;
 mod submit;
@@ -90,7 +91,7 @@ pub struct ClientConfig {
     /// Whether writes, removes and increments execute once, whatever happens to their replies. Costs the server a record of 72 bytes for each,
     /// until its result is acknowledged. Without, such a request ends with [`ClientError::OutcomeUnknown`] if the connection is lost.
     pub exactly_once: bool,
-    /// Places of objects to remember for one-sided reads: 32 bytes each, taken when the first is made. A power of two.
+    /// Places of objects to remember for one-sided reads: 32 bytes each, taken when the first is made. Rounded up to a power of two.
     pub locations: usize,
 }
 

@@ -2,11 +2,11 @@
 //! [`crate::store::onesided`]; what cannot is asked of the server, under the same ticket.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
 use hyv_verbs::{Access, MemoryRegion, RemoteAddr};
 
 use super::error::{check_key, verb};
+use super::places::{Place, Places};
 use super::{Client, ClientError, FREE, State, Ticket, WINDOW, staging};
 use crate::limits::EAGER_KEY_BYTES;
 use crate::proto::{Key, LogKey, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Reply, Request, Status};
@@ -28,62 +28,65 @@ const STALE_POLLS: u32 = 32;
 /// The slot of the READ of the superblock.
 const SUPERBLOCK: u16 = WINDOW as u16;
 
-/// Where an object was.
+/// A lookup under way, and the READ that it waits for.
 #[derive(Debug, Clone, Copy)]
-struct Location {
-    hash: u64,
-    /// 0: nothing.
-    offset: u64,
-    generation: u64,
-    bytes: u32,
-}
-
-const NOWHERE: Location = Location {
-    hash: 0,
-    offset: 0,
-    generation: 0,
-    bytes: 0,
-};
-
-/// A lookup under way.
-#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 struct Look {
-    table: u32,
-    key_len: u32,
     hash: u64,
     /// When it began, ns; not later than in truth.
     started: u64,
-    /// Whether that was read from the clock for this lookup.
+    /// Of the entry that is READ.
+    offset: u64,
+    /// Which generation is known to have been there, if the entry is READ at a [`Place`].
+    generation: u64,
+    /// Of the entry, as far as they are READ.
+    bytes: u32,
+    table: u32,
+    key_len: u16,
+    /// Whether `started` was read from the clock for this lookup.
     exact: bool,
     step: Step,
-    candidates: Option<Candidates>,
-    /// The next candidate.
-    next: usize,
-    chain: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// A bucket is READ.
     Bucket,
-    /// An entry is READ: where, how much, and which generation is known to have been there.
-    Entry {
-        offset: u64,
-        bytes: u32,
-        generation: Option<u64>,
-    },
+    /// An entry is READ where a bucket said.
+    Candidate,
+    /// An entry is READ where it was found before.
+    Place,
 }
 
 const NO_LOOK: Look = Look {
-    table: 0,
-    key_len: 0,
     hash: 0,
     started: 0,
+    offset: 0,
+    generation: 0,
+    bytes: 0,
+    table: 0,
+    key_len: 0,
     exact: false,
     step: Step::Bucket,
+};
+
+const _: () = assert!(size_of::<Look>() == 64 && EAGER_KEY_BYTES <= u16::MAX as usize);
+
+/// How far a lookup is with the hash table, if it goes by that.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    /// What the last bucket said; none: it is no part of a chain any more.
+    candidates: Option<Candidates>,
+    /// The next candidate.
+    next: usize,
+    /// Overflow buckets so far.
+    followed: u32,
+}
+
+const NO_CHAIN: Chain = Chain {
     candidates: None,
     next: 0,
-    chain: 0,
+    followed: 0,
 };
 
 /// What one-sided reads came to.
@@ -108,25 +111,20 @@ pub(super) struct OneSided {
     view: Option<View>,
     asked: bool,
     looks: [Look; WINDOW],
-    locations: Vec<Location>,
+    chains: [Chain; WINDOW],
+    places: Places,
     counters: OneSidedCounters,
     /// The last time read from the clock, ns, and submissions since.
     now: u64,
     since: u32,
 }
 
-impl OneSided {
-    fn location(&mut self, hash: u64) -> &mut Location {
-        let mask = self.locations.len() - 1;
-        // The tag and the bucket come from the ends of the hash.
-        &mut self.locations[(hash >> 20) as usize & mask]
-    }
-}
-
 /// What to do next with a lookup.
 enum Next {
     Bucket(u64),
-    Entry(u64, u32, Option<u64>),
+    /// READ the entry at this offset, so many bytes of it.
+    Candidate(u64, u32),
+    Place(Place),
     Ask,
     Miss,
 }
@@ -156,7 +154,7 @@ impl Client {
         };
         let tag = self.occupy(&request, FREE)?;
         self.slots[usize::from(tag)].state = State::Looking;
-        let now = self.one_sided_clock();
+        let (started, exact) = self.one_sided_clock();
         let Some(one_sided) = &mut self.one_sided else {
             return Err(ClientError::Disconnected("no view"));
         };
@@ -164,21 +162,20 @@ impl Client {
             return Err(ClientError::Disconnected("no view"));
         };
         let hash = view.hash(table, key);
-        let bucket = view.bucket_range(hash).start;
-        let (started, exact) = now;
         one_sided.looks[usize::from(tag)] = Look {
-            table,
-            key_len: key.len() as u32,
             hash,
             started,
+            table,
+            key_len: key.len() as u16,
             exact,
             ..NO_LOOK
         };
-        let location = *one_sided.location(hash);
-        let next = if location.hash == hash && location.offset != 0 {
-            Next::Entry(location.offset, location.bytes, Some(location.generation))
-        } else {
-            Next::Bucket(bucket)
+        let next = match one_sided.places.get(hash) {
+            Some(place) => Next::Place(place),
+            None => {
+                one_sided.chains[usize::from(tag)] = NO_CHAIN;
+                Next::Bucket(view.bucket_range(hash).start)
+            }
         };
         self.look(tag, next);
         Ok(Ticket(tag))
@@ -203,14 +200,14 @@ impl Client {
                 .pd
                 .alloc_mr(WINDOW * ROOM + SUPERBLOCK_BYTES, Access::LOCAL_WRITE)
                 .map_err(verb("cannot register memory for READs"))?;
-            let locations = self.config.locations.max(1).next_power_of_two();
             self.one_sided = Some(Box::new(OneSided {
                 mr,
                 key: None,
                 view: None,
                 asked: false,
                 looks: [NO_LOOK; WINDOW],
-                locations: alloc::vec![NOWHERE; locations],
+                chains: [NO_CHAIN; WINDOW],
+                places: Places::new(self.config.locations),
                 counters: OneSidedCounters::default(),
                 now: 0,
                 since: u32::MAX,
@@ -256,7 +253,7 @@ impl Client {
             one_sided.asked = false;
             one_sided.key = None;
             if restarted {
-                one_sided.locations.fill(NOWHERE);
+                one_sided.places.clear();
             }
         }
     }
@@ -293,13 +290,14 @@ impl Client {
                 look.step = Step::Bucket;
                 Some(offset..offset + BUCKET_BYTES as u64)
             }
-            Next::Entry(offset, bytes, generation) => {
-                look.step = Step::Entry {
-                    offset,
-                    bytes,
-                    generation,
-                };
+            Next::Candidate(offset, bytes) => {
+                (look.step, look.offset) = (Step::Candidate, offset);
                 view.entry_range(offset, bytes as usize)
+            }
+            Next::Place(place) => {
+                (look.step, look.offset) = (Step::Place, place.offset);
+                look.generation = place.generation;
+                view.entry_range(place.offset, place.bytes as usize)
             }
             Next::Ask | Next::Miss => None,
         };
@@ -307,9 +305,7 @@ impl Client {
             return self.ask(tag);
         };
         let len = (range.end - range.start) as u32;
-        if let Step::Entry { bytes, .. } = &mut look.step {
-            *bytes = len;
-        }
+        look.bytes = len;
         let from = RemoteAddr {
             addr: key.addr.wrapping_add(range.start),
             rkey: key.rkey,
@@ -348,7 +344,6 @@ impl Client {
             _ => return 0,
         }
         let ended = self.context.now_ns();
-        let latest = self.latest_server_time(ended);
         let Some(one_sided) = &mut self.one_sided else {
             return 0;
         };
@@ -357,34 +352,37 @@ impl Client {
             mr,
             view: Some(view),
             looks,
+            chains,
+            places,
+            counters,
             ..
         } = &mut **one_sided
         else {
             self.ask(tag);
             return 0;
         };
-        let look = &mut looks[usize::from(tag)];
+        let (look, chain) = (&looks[usize::from(tag)], &mut chains[usize::from(tag)]);
         let at = usize::from(tag) * ROOM;
         let in_time = view.in_time(look.started, ended);
         let next = match look.step {
             Step::Bucket => {
                 let bytes = staging::received(mr, at, BUCKET_BYTES);
-                look.candidates = bytes
+                chain.candidates = bytes
                     .first_chunk()
                     .and_then(|bucket| candidates(bucket, look.hash));
-                look.next = 0;
-                look.following(view)
+                chain.next = 0;
+                chain.following(view)
             }
-            Step::Entry {
-                offset,
-                bytes,
-                generation,
-            } => {
-                let read = staging::received(mr, at, bytes as usize);
+            Step::Candidate | Step::Place => {
+                let known = look.step == Step::Place;
+                let read = staging::received(mr, at, look.bytes as usize);
                 let request = usize::from(tag) * MAX_REQUEST_BYTES;
                 let sent = staging::received(&self.send, request, MAX_REQUEST_BYTES);
                 let len = self.slots[usize::from(tag)].len as usize;
-                let key = &sent[len - look.key_len as usize..len];
+                let key = &sent[len - usize::from(look.key_len)..len];
+                let generation = known.then_some(look.generation);
+                let mending = &self.mending;
+                let latest = || mending.latest_server_time(ended);
                 match verify_entry(read, look.table, key, generation, latest) {
                     Verdict::Hit(hit) if in_time => {
                         let reply = Reply::Value {
@@ -393,32 +391,28 @@ impl Client {
                             key: None,
                         };
                         each(Ticket(tag), Ok(reply));
-                        let hash = look.hash;
-                        let (generation, bytes) = (hit.generation, hit.bytes as u32);
-                        match look.candidates {
-                            None => one_sided.counters.direct += 1,
-                            Some(_) => one_sided.counters.by_table += 1,
+                        if known {
+                            counters.direct += 1;
+                        } else {
+                            counters.by_table += 1;
+                            places.put(Place {
+                                hash: look.hash,
+                                offset: look.offset,
+                                generation: hit.generation,
+                                bytes: hit.bytes as u32,
+                            });
                         }
-                        *one_sided.location(hash) = Location {
-                            hash,
-                            offset,
-                            generation,
-                            bytes,
-                        };
                         self.release(tag, &FREE);
                         return 1;
                     }
                     Verdict::Hit(_) => Next::Ask,
-                    Verdict::Longer { bytes } if bytes <= ROOM => {
-                        Next::Entry(offset, bytes as u32, generation)
+                    // What is known of a place says how long its entry is.
+                    Verdict::Longer { bytes } if bytes <= ROOM && !known => {
+                        Next::Candidate(look.offset, bytes as u32)
                     }
-                    Verdict::Other if look.candidates.is_some() => look.following(view),
+                    Verdict::Other if !known => chain.following(view),
                     Verdict::Longer { .. } | Verdict::Other | Verdict::Doubt => {
-                        let hash = look.hash;
-                        let location = one_sided.location(hash);
-                        if location.hash == hash {
-                            *location = NOWHERE;
-                        }
+                        places.forget(look.hash);
                         Next::Ask
                     }
                 }
@@ -428,7 +422,7 @@ impl Client {
             return self.too_long(tag);
         }
         if let Next::Miss = next {
-            one_sided.counters.misses += 1;
+            counters.misses += 1;
             self.finish(tag, Err(ClientError::of(Status::NotFound, 0)), each);
             return 1;
         }
@@ -452,15 +446,8 @@ impl Client {
             .map(|view| view.bucket_range(look.hash).start);
         let next = match bucket {
             Some(bucket) if !look.exact => {
-                *look = Look {
-                    started: now,
-                    exact: true,
-                    step: Step::Bucket,
-                    candidates: None,
-                    next: 0,
-                    chain: 0,
-                    ..*look
-                };
+                (look.started, look.exact) = (now, true);
+                one_sided.chains[usize::from(tag)] = NO_CHAIN;
                 Next::Bucket(bucket)
             }
             _ => Next::Ask,
@@ -484,7 +471,7 @@ impl Client {
     }
 }
 
-impl Look {
+impl Chain {
     /// The next candidate, or the next bucket of the chain.
     #[inline]
     fn following(&mut self, view: &View) -> Next {
@@ -493,14 +480,14 @@ impl Look {
         };
         if let Some(&offset) = found.offsets().get(self.next) {
             self.next += 1;
-            return Next::Entry(offset, FIRST_READ as u32, None);
+            return Next::Candidate(offset, FIRST_READ as u32);
         }
         match found.overflow {
             None => Next::Miss,
             Some(offset) => {
-                self.chain += 1;
+                self.followed += 1;
                 match view.overflow_range(offset) {
-                    Some(range) if self.chain <= MAX_CHAIN => Next::Bucket(range.start),
+                    Some(range) if self.followed <= MAX_CHAIN => Next::Bucket(range.start),
                     _ => Next::Ask,
                 }
             }

@@ -243,7 +243,12 @@ pub struct Entry<'a> {
 impl<'a> Entry<'a> {
     /// Views the entry at the start of `bytes`; what follows it is ignored. Errors: cut off, or no known kind.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, EntryError> {
-        let header = EntryHeader::parse(bytes)?;
+        Self::of(EntryHeader::parse(bytes)?, bytes)
+    }
+
+    /// The same, with the header that was read from `bytes`. Errors: cut off.
+    #[inline]
+    pub(crate) fn of(header: EntryHeader, bytes: &'a [u8]) -> Result<Self, EntryError> {
         let needed = header.span_bytes();
         let bytes = bytes.get(..needed).ok_or(EntryError::Truncated {
             needed,
@@ -260,12 +265,14 @@ impl<'a> Entry<'a> {
 
     /// The key.
     #[must_use]
+    #[inline]
     pub fn key(&self) -> &'a [u8] {
         &self.bytes[ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + usize::from(self.header.key_len)]
     }
 
     /// The value.
     #[must_use]
+    #[inline]
     pub fn value(&self) -> &'a [u8] {
         let start = ENTRY_HEADER_BYTES + usize::from(self.header.key_len);
         &self.bytes[start..start + self.header.value_len as usize]
@@ -273,6 +280,7 @@ impl<'a> Entry<'a> {
 
     /// From when on the object does not exist any more, ns; [`super::NEVER`] if it stays.
     #[must_use]
+    #[inline]
     pub fn expires(&self) -> u64 {
         match expiry_bytes(self.header.flags) {
             0 => super::NEVER,
@@ -281,6 +289,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Compares the checksum. Errors: it differs.
+    #[inline]
     pub fn verify(&self) -> Result<(), EntryError> {
         let computed = crc32c(&self.bytes[CHECKED..self.header.checked_end()]);
         if computed == self.header.crc {

@@ -196,7 +196,7 @@ pub enum Verdict<'a> {
 }
 
 /// Judges the bytes of an entry, READ at one of the [`candidates`], or at a place where the key was found before with
-/// `generation`. `now`: the latest time that the server's clock may show, ns; [`u64::MAX`] if unknown.
+/// `generation`. `now` is asked about objects that expire: the latest time that the server's clock may show, ns; [`u64::MAX`] if unknown.
 #[must_use]
 #[inline]
 pub fn verify_entry<'a>(
@@ -204,7 +204,7 @@ pub fn verify_entry<'a>(
     table: u32,
     key: &[u8],
     generation: Option<u64>,
-    now: u64,
+    now: impl FnOnce() -> u64,
 ) -> Verdict<'a> {
     let Ok(header) = EntryHeader::parse(bytes) else {
         return Verdict::Doubt;
@@ -218,11 +218,8 @@ pub fn verify_entry<'a>(
         return Verdict::Doubt;
     }
     let span = header.span_bytes();
-    if span > bytes.len() {
+    let Ok(entry) = Entry::of(header, bytes) else {
         return Verdict::Longer { bytes: span };
-    }
-    let Ok(entry) = Entry::parse(bytes) else {
-        return Verdict::Doubt;
     };
     if entry.verify().is_err() {
         return Verdict::Doubt;
@@ -230,7 +227,8 @@ pub fn verify_entry<'a>(
     if header.table != table || entry.key() != key {
         return Verdict::Other;
     }
-    if entry.expires() != NEVER && entry.expires() <= now {
+    let expires = entry.expires();
+    if expires != NEVER && expires <= now() {
         return Verdict::Doubt;
     }
     Verdict::Hit(Hit {

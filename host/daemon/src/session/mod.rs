@@ -185,7 +185,7 @@ impl Parts {
         let info = HeaderInfo {
             generation: next_generation(),
             regions: &flat_region(ram_len),
-            tsc_hz: clock::tsc_hz(),
+            tsc_hz: clock::steady_tsc_hz(),
             spin_hint: cpus.saturating_sub(2) as u32,
         };
         write_header(&window, &info);

@@ -130,7 +130,11 @@ fn a_process_gets_a_device_and_its_end_is_noticed() {
         ),
         (1, 2 << 20)
     );
-    assert!(h.tsc_hz.load(Ordering::Relaxed) > 0 && h.generation.load(Ordering::Relaxed) != 0);
+    assert_eq!(
+        h.tsc_hz.load(Ordering::Relaxed),
+        crate::sys::clock::steady_tsc_hz()
+    );
+    assert_ne!(h.generation.load(Ordering::Relaxed), 0);
     let pd = d.call(AllocPd {}).unwrap().handle;
     d.call(DeallocPd { pd }).unwrap();
     let users = host.backend.users();

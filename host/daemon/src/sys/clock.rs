@@ -54,12 +54,21 @@ pub fn tsc_hz() -> u64 {
     })
 }
 
-/// A clock for who asks at every turn of a loop: nanoseconds from some point on, by the TSC where the kernel keeps time by it (so it is
-/// steady and the same on all cores), else `CLOCK_MONOTONIC`.
+/// [`tsc_hz`] where the kernel keeps time by the TSC, so that it is steady and the same on all cores; 0 elsewhere.
+#[must_use]
+pub fn steady_tsc_hz() -> u64 {
+    static STEADY: OnceLock<bool> = OnceLock::new();
+    let steady = *STEADY.get_or_init(|| {
+        std::fs::read_to_string(CLOCKSOURCE).is_ok_and(|name| name.trim() == "tsc")
+    });
+    if steady { tsc_hz() } else { 0 }
+}
+
+/// A clock for who asks at every turn of a loop: nanoseconds from some point on, by the TSC where it is steady, else
+/// `CLOCK_MONOTONIC`.
 #[must_use]
 pub fn quick_ns() -> Box<dyn Fn() -> u64 + Send> {
-    let by_tsc = std::fs::read_to_string(CLOCKSOURCE).is_ok_and(|name| name.trim() == "tsc");
-    let hz = if by_tsc { tsc_hz() } else { 0 };
+    let hz = steady_tsc_hz();
     if hz == 0 {
         return Box::new(monotonic_ns);
     }
