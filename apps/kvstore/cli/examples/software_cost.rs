@@ -1,5 +1,7 @@
 //! What a GET costs in software: client, engine and server in one thread, so that no cache line changes hands.
 //! What a run beside another core costs more than this is the machine's own price for sharing.
+//!
+//!     cargo run --release -p kvstore-cli --example software_cost [ROUNDS [OPERATION ...]]
 
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use hyv_host::sys::clock;
 use hyv_verbs::{Context, Gid, Process};
 use kvstore::client::Client;
 use kvstore::server::{Server, ServerConfig};
+use kvstore::store::DEFAULT_TABLE;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let instance = Instance::start(InstanceConfig {
@@ -40,33 +43,47 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         server.poll_connections()?;
     }
     let mut client = connecting.join().map_err(|_| "the client panicked")??;
+    // A control verb, which whoever drives the engine cannot wait for.
+    client.prepare_one_sided()?;
     let mut inline = instance.engine().drive_inline();
     let keys: Vec<Vec<u8>> = (0..1000)
         .map(|i| format!("bench:{i:016}").into_bytes())
         .collect();
     let value = [7u8; 100];
-    for operation in [
-        "PUT", "GET", "GET", "GET", "GET", "GET", "GET", "GET", "GET",
-    ] {
-        let rounds = std::env::args()
-            .nth(1)
-            .map_or(500_000u32, |n| n.parse().unwrap_or(500_000));
+    while !client.is_one_sided() {
+        inline.driver().poll();
+        client.poll(|_, _| {})?;
+    }
+    let mut args = std::env::args().skip(1);
+    let rounds: u32 = args.next().map_or(Ok(500_000), |n| n.parse())?;
+    let wanted: Vec<String> = args.collect();
+    for operation in ["PUT", "GET", "GET", "one-sided GET", "one-sided GET"] {
+        if operation != "PUT" && !wanted.is_empty() && !wanted.iter().any(|w| w == operation) {
+            continue;
+        }
+        let rounds = match operation {
+            // Fills the store, if it is not what is looked at.
+            "PUT" if !wanted.is_empty() => keys.len() as u32,
+            _ => rounds,
+        };
         let start = clock::tsc();
         for r in 0..rounds {
             let key = &keys[(r as usize * 7) % keys.len()];
-            if operation == "PUT" {
-                client.start_put(key, &value)?
-            } else {
-                client.start_get(key)?
+            match operation {
+                "PUT" => client.start_put(key, &value)?,
+                "GET" => client.start_get(key)?,
+                _ => client.submit_one_sided(DEFAULT_TABLE, key)?,
             };
             let mut done = 0;
             while done == 0 {
                 inline.driver().poll();
-                server.poll();
-                inline.driver().poll();
+                if !operation.starts_with("one-sided") {
+                    server.poll();
+                    inline.driver().poll();
+                }
                 done = client.poll(|_, reply| assert!(reply.is_ok(), "{reply:?}"))?;
             }
-            if r % 1024 == 0 {
+            if operation == "PUT" && r % 1024 == 0 {
                 server.clean();
             }
         }
