@@ -62,6 +62,7 @@ on_each_accelerator! {
         assert_eq!(sandbox.kv(["incr", "n", "-43"]).ok().text(), "-42\n");
         assert_eq!(sandbox.kv(["incr", "--table", "users", "x", "1.5"]).ok().text(), "1.5\n");
         assert_eq!(sandbox.kv(["incr", "--table", "users", "x", "0.25"]).ok().text(), "1.75\n");
+        sandbox.kv(["incr", "n", "0.5"]).fails(&["n holds the integer -42", "decimal point"]);
         sandbox.kv(["incr", "n", "much"]).fails(&["much", "integer"]);
         sandbox.kv(["incr", "once"]).fails(&["once", "8 bytes"]);
 

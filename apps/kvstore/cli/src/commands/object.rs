@@ -233,8 +233,26 @@ pub(super) fn del(args: &DelArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The integer that a value must be if it is a number of 8 bytes: those of an integer below 2^52, or of a negative one, make no
+/// floating-point number that anybody counts with.
+fn surely_integer(value: &[u8]) -> Option<i64> {
+    let bytes = *value.as_array()?;
+    let float = f64::from_le_bytes(bytes);
+    (float.is_subnormal() || float.is_nan()).then(|| i64::from_le_bytes(bytes))
+}
+
 pub(super) fn incr(args: &IncrArgs) -> Result<ExitCode> {
     let (mut client, table) = args.place.connect()?;
+    // The store adds what it is told to add; a slip here would end a counter.
+    if matches!(args.by, Increment::F64(_))
+        && let Some(object) = client.read(table, args.key.as_bytes())?
+        && let Some(n) = surely_integer(&object.value)
+    {
+        bail!(
+            "{} holds the integer {n}: give BY without a decimal point",
+            args.key
+        );
+    }
     let done = client
         .increment_if(
             table,
@@ -280,6 +298,17 @@ pub(super) fn table(args: &TableArgs) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_are_told_from_floating_point_numbers() {
+        for n in [1, -1, 5_000_000, i64::MIN + 1, (1 << 52) - 1] {
+            assert_eq!(surely_integer(&n.to_le_bytes()), Some(n), "{n}");
+        }
+        for x in [0.0, -0.0, 0.5, -2.5, 1e300, f64::MIN_POSITIVE] {
+            assert_eq!(surely_integer(&x.to_le_bytes()), None, "{x}");
+        }
+        assert_eq!(surely_integer(b"1"), None);
+    }
 
     #[test]
     fn what_is_added_is_an_integer_unless_it_has_a_point() {
