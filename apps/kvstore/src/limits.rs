@@ -13,7 +13,7 @@ pub const MIN_AUTO_SEGMENT_BYTES: usize = 2 << 20;
 pub const MAX_AUTO_SEGMENT_BYTES: usize = 8 << 20;
 
 /// A region is divided into about this many segments (within the two bounds above), so that head, survivor and what the cleaner
-/// keeps free together stay 4% of the log: with 64 they are 8%, and at 90% live the cleaner moves 10.1 bytes for each written, not 6.1.
+/// keeps free together stay 4% of the log: with 64 they are 8%, and at 90% live the cleaner moves nearly twice as much.
 pub const SEGMENTS_PER_REGION: usize = 128;
 
 /// Smallest segment that a configuration may ask for: below it headers dominate.

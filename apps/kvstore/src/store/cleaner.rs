@@ -306,7 +306,7 @@ impl<R: AsRef<[u8]> + AsMut<[u8]>> Store<R> {
 
     /// Free segments below which the cleaner works. Few: the longer it waits, the more of what it finds is dead.
     fn low_water(&self) -> usize {
-        CLEANER_RESERVE_SEGMENTS + 2 + self.log.layout.segments / SEGMENTS_PER_REGION
+        CLEANER_RESERVE_SEGMENTS + 1 + self.log.layout.segments / SEGMENTS_PER_REGION
     }
 
     /// Cleans until a segment is free beyond the cleaner's reserve. Errors: nothing (more) to gain, or only pinned segments; the
