@@ -79,6 +79,8 @@ on_each_accelerator! {
         assert_eq!(of("default")["objects"], 4, "{stats}");
         assert!(of("users")["reads"].as_u64().is_some_and(|n| n >= 4), "{stats}");
         assert!(stats["service_ns"]["read"]["p50"].is_u64(), "{stats}");
+        // Commands leave nothing behind: there are the one that counts, and the one that shows the running figures.
+        assert_eq!(stats["leases"], 2, "{stats}");
         let people = sandbox.kv(["stats"]).ok().text();
         assert!(people.contains("users") && people.contains("p99.9"), "{people}");
 
