@@ -4,9 +4,10 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 
+use crate::clock::Slack;
 use crate::limits::{MAX_SHORTENING_STEPS, MAX_SHORTENING_STEPS_IN_ALL, STEPS_PER_OPERATION};
 use crate::model::{Action, State};
-use crate::op::{Nanos, Operation, Outcome, Value};
+use crate::op::{NEVER, Nanos, Operation, Outcome, Value};
 use crate::search::{Item, Verdict, Width, search};
 
 /// What remains of a history that is not linearizable.
@@ -29,6 +30,7 @@ struct Part {
     items: Vec<Item>,
     origin: Vec<usize>,
     initial: State,
+    slack: Slack,
 }
 
 impl Part {
@@ -36,7 +38,13 @@ impl Part {
         let needed = STEPS_PER_OPERATION * self.items.len() as u64;
         let given = (MAX_SHORTENING_STEPS + needed).min(budget.get() + needed);
         let mut left = given;
-        let verdict = search(&self.items, self.initial, &mut left, Width::WHOLE);
+        let verdict = search(
+            &self.items,
+            self.initial,
+            self.slack,
+            &mut left,
+            Width::WHOLE,
+        );
         budget.set(budget.get().saturating_sub(given - left));
         match verdict {
             Verdict::Violation { item, states, .. } => Some((item, states)),
@@ -60,12 +68,8 @@ impl Part {
 
     /// What happened from `time` on, with anything before.
     fn from(&self, time: Nanos) -> Self {
-        let mut clock = 0;
         let mut part = self.map(|mut item| {
             if item.must && item.returned < time {
-                if let Action::Tick(passed) = item.action {
-                    clock = clock.max(passed);
-                }
                 return None;
             }
             if item.invoked < time {
@@ -73,8 +77,8 @@ impl Part {
             }
             has_use(&item).then_some(item)
         });
-        part.initial = State::unknown(clock);
-        if part.items.iter().any(Item::is_tick) {
+        part.initial = State::unknown(self.slack.passed(time));
+        if self.initial.expires != NEVER || self.items.iter().any(Item::expires) {
             part.items.push(Item::VANISH);
             // It is no item of the whole, and not one that must.
             part.origin.push(usize::MAX);
@@ -105,7 +109,7 @@ impl Part {
         Self {
             items,
             origin,
-            initial: self.initial,
+            ..*self
         }
     }
 }
@@ -128,6 +132,7 @@ fn has_use(item: &Item) -> bool {
 pub(crate) fn shorten(
     items: &[Item],
     initial: State,
+    slack: Slack,
     stuck: usize,
     proved: Option<Vec<State>>,
 ) -> Option<Window> {
@@ -135,6 +140,7 @@ pub(crate) fn shorten(
         items: items.to_vec(),
         origin: (0..items.len()).collect(),
         initial,
+        slack,
     };
     // It was evident at that return, or later, when it was seen that something before it was still to come.
     let seen = items[stuck].returned;
@@ -201,9 +207,7 @@ pub(crate) fn shorten(
         let mut at = 0;
         while at < part.items.len() && budget.get() > 0 {
             let chunk: HashSet<usize> = (at..(at + size).min(part.items.len()))
-                .filter(|i| {
-                    part.items[*i].must && !matches!(part.items[*i].action, Action::Tick(_))
-                })
+                .filter(|i| part.items[*i].must)
                 .collect();
             at += size;
             if chunk.is_empty() {

@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod explain;
 mod format;
 pub mod history;
@@ -49,6 +50,7 @@ mod seen;
 
 use std::fmt;
 
+use clock::Slack;
 pub use history::{History, Initial, KeyHistory, Op};
 use limits::{MAX_SHOWN, MAX_STATES_SHOWN};
 use model::{Action, State};
@@ -156,7 +158,8 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
         )
     })?;
     let initial = initial_state(history.initial);
-    let items = Items::of(&ops, history.initial, clock_slack);
+    let items = Items::of(&ops, history.initial);
+    let slack = Slack(clock_slack);
     let op = |item: usize| items.origin[item].map(|at| ops[at].clone());
     if let Some(item) = explain::never_written(&items.items, initial) {
         return Err(found(
@@ -175,6 +178,7 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
         match search(
             &items.items,
             initial,
+            slack,
             &mut generous(items.items.len()),
             width,
         ) {
@@ -190,7 +194,7 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
             } => {
                 stuck = Some(item);
                 let whole = proved.then_some(states);
-                if let Some(window) = explain::shorten(&items.items, initial, item, whole) {
+                if let Some(window) = explain::shorten(&items.items, initial, slack, item, whole) {
                     return Err(Why::NotLinearizable(violation(&window, op)));
                 }
             }
@@ -230,27 +234,20 @@ const fn initial_state(initial: Initial) -> State {
     }
 }
 
-/// Operations and expiry times as steps of a search.
+/// Operations as steps of a search.
 struct Items {
     items: Vec<Item>,
-    /// Which operation a step is; none for an expiry time.
+    /// Which operation a step is; none for what may happen to an object of which nothing is known.
     origin: Vec<Option<usize>>,
 }
 
 impl Items {
-    fn of(ops: &[Op], initial: Initial, slack: Nanos) -> Self {
+    fn of(ops: &[Op], initial: Initial) -> Self {
         let mut this = Self {
             items: Vec::with_capacity(ops.len()),
             origin: Vec::with_capacity(ops.len()),
         };
-        let mut times = Vec::new();
-        if let Initial::Present { expires, .. } = initial {
-            times.push(expires);
-        }
         for (at, op) in ops.iter().enumerate() {
-            if let Operation::Write { expires, .. } = op.operation {
-                times.push(expires);
-            }
             let learnt_nothing = match op.outcome {
                 None => matches!(op.operation, Operation::Read { .. }),
                 Some(outcome) => outcome == Outcome::Refused,
@@ -269,19 +266,6 @@ impl Items {
         }
         if initial == Initial::Unknown {
             this.items.push(Item::VANISH);
-            this.origin.push(None);
-        }
-        times.retain(|t| *t != NEVER);
-        times.sort_unstable();
-        times.dedup();
-        for time in times {
-            this.items.push(Item {
-                action: Action::Tick(time),
-                outcome: None,
-                invoked: time.saturating_sub(slack),
-                returned: time.saturating_add(slack),
-                must: true,
-            });
             this.origin.push(None);
         }
         this
