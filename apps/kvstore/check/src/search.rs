@@ -466,12 +466,13 @@ impl<'a> Search<'a> {
         action: &Action,
         outcome: Option<&Outcome>,
     ) -> SmallVec<[State; 2]> {
-        let now = self.now(state, invoked);
-        let expired = now.expired(self.may_have_passed).map(|s| self.lowered(s));
+        // Lowered only afterwards: what is written may have expired before it is there.
+        let now = state.at(self.slack.passed(invoked));
+        let expired = now.expired(self.may_have_passed);
         let mut states = SmallVec::new();
         for before in [Some(now), expired].into_iter().flatten() {
-            // An object that expires as it is written is none, whenever that was.
-            let after = before.apply(action, outcome);
+            // For most it makes no difference whether the object had expired.
+            let after = before.apply(action, outcome).map(|s| self.lowered(s));
             states.extend(after.filter(|s| !states.iter().any(|o: &State| o.covers(s))));
         }
         states
