@@ -68,8 +68,9 @@ fn main() {
     let begin = Instant::now();
     let report = check(&history);
     println!(
-        "checked in {:?}: {} unanswered, {} failures",
+        "checked in {:?}: {} configurations, {} unanswered, {} failures",
         begin.elapsed(),
+        report.visited,
         report.unanswered,
         report.failures.len()
     );

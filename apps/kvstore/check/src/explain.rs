@@ -21,8 +21,22 @@ pub(crate) struct Window {
     pub states: Vec<State>,
 }
 
-/// Configurations that may still be looked at.
-type Budget = Cell<u64>;
+/// Configurations that may still be looked at, and how many were in all.
+struct Budget<'a> {
+    left: Cell<u64>,
+    visited: &'a Cell<u64>,
+}
+
+impl Budget<'_> {
+    fn get(&self) -> u64 {
+        self.left.get()
+    }
+
+    fn take(&self, looked_at: u64) {
+        self.left.set(self.left.get().saturating_sub(looked_at));
+        self.visited.update(|v| v + looked_at);
+    }
+}
 
 /// One candidate: items with their indices in the whole history.
 #[derive(Clone)]
@@ -34,7 +48,7 @@ struct Part {
 }
 
 impl Part {
-    fn fails(&self, budget: &Budget) -> Option<(usize, Vec<State>)> {
+    fn fails(&self, budget: &Budget<'_>) -> Option<(usize, Vec<State>)> {
         let needed = STEPS_PER_OPERATION * self.items.len() as u64;
         let given = (MAX_SHORTENING_STEPS + needed).min(budget.get() + needed);
         let mut left = given;
@@ -45,7 +59,7 @@ impl Part {
             &mut left,
             Width::WHOLE,
         );
-        budget.set(budget.get().saturating_sub(given - left));
+        budget.take(given - left);
         match verdict {
             Verdict::Violation { item, states, .. } => Some((item, states)),
             Verdict::Linearizable | Verdict::GaveUp { .. } => None,
@@ -128,13 +142,14 @@ fn has_use(item: &Item) -> bool {
 
 /// The smallest window found of a history in which the item `stuck` could not take effect. `proved`: the states that were possible
 /// before it, if that proves that the history is not linearizable; otherwise only a window does, and if there is none the answer
-/// is none.
+/// is none. What was looked at is added to `visited`.
 pub(crate) fn shorten(
     items: &[Item],
     initial: State,
     slack: Slack,
     stuck: usize,
     proved: Option<Vec<State>>,
+    visited: &mut u64,
 ) -> Option<Window> {
     let whole = Part {
         items: items.to_vec(),
@@ -159,8 +174,10 @@ pub(crate) fn shorten(
     starts.sort_unstable_by(|a, b| b.cmp(a));
     starts.dedup();
 
-    let budget = Budget::new(MAX_SHORTENING_STEPS_IN_ALL);
-    let budget = &budget;
+    let budget = &Budget {
+        left: Cell::new(MAX_SHORTENING_STEPS_IN_ALL),
+        visited: Cell::from_mut(visited),
+    };
     // Short windows first: a long one may be too much to look at.
     let (end, start) = (ends.len().checked_sub(1)?, starts.len().checked_sub(1)?);
     let mut size = 1;
@@ -246,7 +263,7 @@ type Failing = (Part, (usize, Vec<State>));
 /// The first of `times` whose part fails, given that parts of later ones fail too.
 fn first_failing(
     times: &[Nanos],
-    budget: &Budget,
+    budget: &Budget<'_>,
     part: impl Fn(Nanos) -> Part,
 ) -> Option<(usize, Failing)> {
     let mut best = None;

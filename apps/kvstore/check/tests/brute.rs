@@ -4,7 +4,7 @@ mod common;
 
 use common::{Config, Object, Rng, Sim, fresh_seed, seeds, without_version};
 use kvstore_check::op::{NEVER, Operation, Outcome, Rules, Value};
-use kvstore_check::{KeyHistory, Op, Why, check_key};
+use kvstore_check::{Initial, KeyHistory, Op, Why, check_key};
 
 const SLACK: u64 = 40;
 
@@ -104,6 +104,11 @@ fn brute(history: &KeyHistory) -> bool {
             _ => None,
         })
         .collect();
+    if let Initial::Present { expires, .. } = history.initial
+        && expires != NEVER
+    {
+        times.push(expires);
+    }
     times.sort_unstable();
     times.dedup();
     steps.extend(times.into_iter().map(Step::Tick));
@@ -122,7 +127,18 @@ fn brute(history: &KeyHistory) -> bool {
         .max();
     let most = told.max(ruled).unwrap_or(0) + history.ops.len() as u64 + 1;
     let mut done = vec![false; steps.len()];
-    explained(&steps, &mut done, &Object::default(), 0, most)
+    let (held, floor) = match history.initial {
+        Initial::Present {
+            value,
+            version,
+            expires,
+        } => (Some((value, version, expires)), version),
+        Initial::AbsentAbove(floor) => (None, floor),
+        Initial::Fresh => (None, 0),
+        Initial::Unknown => panic!("there are too many"),
+    };
+    let object = Object { held, floor };
+    explained(&steps, &mut done, &object, 0, most + floor)
 }
 
 /// Makes some answer another one.
@@ -315,6 +331,21 @@ fn fading(seed: u64) -> KeyHistory {
             ..Config::default()
         },
     );
+    if rng.chance(30) {
+        // What it held before, or what that left.
+        let value = sim.value();
+        let expires = sim.now + rng.below(300);
+        sim.object.held = rng.chance(70).then_some((value, 2, expires));
+        sim.object.floor = 2;
+        sim.history.initial = match sim.object.held {
+            Some((value, version, expires)) => Initial::Present {
+                value,
+                version,
+                expires,
+            },
+            None => Initial::AbsentAbove(2),
+        };
+    }
     sim.run(3 + rng.below(3) as usize);
     let mut history = sim.history;
     // Numbers expire too; short times between operations, so that several objects may expire in one.

@@ -142,16 +142,16 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What a key gets that many clients fight for while some are killed, in microseconds: the doubt about the store's clock, and the time
-    /// until objects expire, are thousands of times as long as an operation.
+    /// What a key gets that many clients fight for while some are killed: in the time by which the store's clock is in doubt there are a
+    /// thousand operations, and objects expire after one to four times as long.
     pub fn soak() -> Self {
         Self {
             clients: 16,
             expiring: 30,
-            lifetime: (625_000, 2_000_000),
+            lifetime: (12_500, 40_000),
             over: 10,
             kills: 300,
-            slack: 500_000,
+            slack: 10_000,
             floats: false,
             ..Self::default()
         }
