@@ -1,6 +1,7 @@
-//! How long a long history takes: `cargo run --release -p kvstore-check --example million [OPERATIONS]`.
+//! How long a long history takes: `cargo run --release -p kvstore-check --example million [OPERATIONS [soak]]`.
 //!
-//! One key, sixteen clients, one operation in a hundred without an answer; written to memory, read back, checked.
+//! One key, sixteen clients, one operation in a hundred without an answer, or as a soak has it, with objects that expire and clients that are
+//! killed; written to memory, read back, checked.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,15 +18,18 @@ fn main() {
     let operations = std::env::args()
         .nth(1)
         .map_or(1_000_000, |n| n.parse().expect("a number of operations"));
-    let mut sim = Sim::new(
-        1,
-        Config {
+    let config = match std::env::args().nth(2).as_deref() {
+        None => Config {
             clients: 16,
             lost: 1,
             floats: false,
             ..Config::default()
         },
-    );
+        Some("soak") => Config::soak(),
+        Some(other) => panic!("no kind of history: {other}"),
+    };
+    let slack = config.slack;
+    let mut sim = Sim::new(1, config);
     sim.run(operations);
 
     // In the order of invocation, as one client that has many operations under way would.
@@ -39,7 +43,7 @@ fn main() {
     lines.sort_unstable();
     let mut ids = vec![None; sim.history.ops.len()];
     let begin = Instant::now();
-    let mut recorder = Recorder::new(Vec::new(), 1, 0);
+    let mut recorder = Recorder::new(Vec::new(), 1, slack);
     for (time, returns, at) in lines {
         let op = &sim.history.ops[at];
         match (returns, ids[at], &op.outcome) {
@@ -64,8 +68,9 @@ fn main() {
     let begin = Instant::now();
     let report = check(&history);
     println!(
-        "checked in {:?}: {} unanswered, {} failures",
+        "checked in {:?}: {} configurations, {} unanswered, {} failures",
         begin.elapsed(),
+        report.visited,
         report.unanswered,
         report.failures.len()
     );

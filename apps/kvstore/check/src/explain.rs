@@ -4,9 +4,10 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 
+use crate::clock::Slack;
 use crate::limits::{MAX_SHORTENING_STEPS, MAX_SHORTENING_STEPS_IN_ALL, STEPS_PER_OPERATION};
 use crate::model::{Action, State};
-use crate::op::{Nanos, Operation, Outcome, Value};
+use crate::op::{NEVER, Nanos, Operation, Outcome, Value};
 use crate::search::{Item, Verdict, Width, search};
 
 /// What remains of a history that is not linearizable.
@@ -20,8 +21,22 @@ pub(crate) struct Window {
     pub states: Vec<State>,
 }
 
-/// Configurations that may still be looked at.
-type Budget = Cell<u64>;
+/// Configurations that may still be looked at, and how many were in all.
+struct Budget<'a> {
+    left: Cell<u64>,
+    visited: &'a Cell<u64>,
+}
+
+impl Budget<'_> {
+    fn get(&self) -> u64 {
+        self.left.get()
+    }
+
+    fn take(&self, looked_at: u64) {
+        self.left.set(self.left.get().saturating_sub(looked_at));
+        self.visited.update(|v| v + looked_at);
+    }
+}
 
 /// One candidate: items with their indices in the whole history.
 #[derive(Clone)]
@@ -29,15 +44,22 @@ struct Part {
     items: Vec<Item>,
     origin: Vec<usize>,
     initial: State,
+    slack: Slack,
 }
 
 impl Part {
-    fn fails(&self, budget: &Budget) -> Option<(usize, Vec<State>)> {
+    fn fails(&self, budget: &Budget<'_>) -> Option<(usize, Vec<State>)> {
         let needed = STEPS_PER_OPERATION * self.items.len() as u64;
         let given = (MAX_SHORTENING_STEPS + needed).min(budget.get() + needed);
         let mut left = given;
-        let verdict = search(&self.items, self.initial, &mut left, Width::WHOLE);
-        budget.set(budget.get().saturating_sub(given - left));
+        let verdict = search(
+            &self.items,
+            self.initial,
+            self.slack,
+            &mut left,
+            Width::WHOLE,
+        );
+        budget.take(given - left);
         match verdict {
             Verdict::Violation { item, states, .. } => Some((item, states)),
             Verdict::Linearizable | Verdict::GaveUp { .. } => None,
@@ -60,12 +82,8 @@ impl Part {
 
     /// What happened from `time` on, with anything before.
     fn from(&self, time: Nanos) -> Self {
-        let mut clock = 0;
         let mut part = self.map(|mut item| {
             if item.must && item.returned < time {
-                if let Action::Tick(passed) = item.action {
-                    clock = clock.max(passed);
-                }
                 return None;
             }
             if item.invoked < time {
@@ -73,8 +91,8 @@ impl Part {
             }
             has_use(&item).then_some(item)
         });
-        part.initial = State::unknown(clock);
-        if part.items.iter().any(Item::is_tick) {
+        part.initial = State::unknown(self.slack.passed(time));
+        if self.initial.expires != NEVER || self.items.iter().any(Item::expires) {
             part.items.push(Item::VANISH);
             // It is no item of the whole, and not one that must.
             part.origin.push(usize::MAX);
@@ -105,7 +123,7 @@ impl Part {
         Self {
             items,
             origin,
-            initial: self.initial,
+            ..*self
         }
     }
 }
@@ -124,17 +142,20 @@ fn has_use(item: &Item) -> bool {
 
 /// The smallest window found of a history in which the item `stuck` could not take effect. `proved`: the states that were possible
 /// before it, if that proves that the history is not linearizable; otherwise only a window does, and if there is none the answer
-/// is none.
+/// is none. What was looked at is added to `visited`.
 pub(crate) fn shorten(
     items: &[Item],
     initial: State,
+    slack: Slack,
     stuck: usize,
     proved: Option<Vec<State>>,
+    visited: &mut u64,
 ) -> Option<Window> {
     let whole = Part {
         items: items.to_vec(),
         origin: (0..items.len()).collect(),
         initial,
+        slack,
     };
     // It was evident at that return, or later, when it was seen that something before it was still to come.
     let seen = items[stuck].returned;
@@ -153,8 +174,10 @@ pub(crate) fn shorten(
     starts.sort_unstable_by(|a, b| b.cmp(a));
     starts.dedup();
 
-    let budget = Budget::new(MAX_SHORTENING_STEPS_IN_ALL);
-    let budget = &budget;
+    let budget = &Budget {
+        left: Cell::new(MAX_SHORTENING_STEPS_IN_ALL),
+        visited: Cell::from_mut(visited),
+    };
     // Short windows first: a long one may be too much to look at.
     let (end, start) = (ends.len().checked_sub(1)?, starts.len().checked_sub(1)?);
     let mut size = 1;
@@ -201,9 +224,7 @@ pub(crate) fn shorten(
         let mut at = 0;
         while at < part.items.len() && budget.get() > 0 {
             let chunk: HashSet<usize> = (at..(at + size).min(part.items.len()))
-                .filter(|i| {
-                    part.items[*i].must && !matches!(part.items[*i].action, Action::Tick(_))
-                })
+                .filter(|i| part.items[*i].must)
                 .collect();
             at += size;
             if chunk.is_empty() {
@@ -242,7 +263,7 @@ type Failing = (Part, (usize, Vec<State>));
 /// The first of `times` whose part fails, given that parts of later ones fail too.
 fn first_failing(
     times: &[Nanos],
-    budget: &Budget,
+    budget: &Budget<'_>,
     part: impl Fn(Nanos) -> Part,
 ) -> Option<(usize, Failing)> {
     let mut best = None;

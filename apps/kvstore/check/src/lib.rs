@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod explain;
 mod format;
 pub mod history;
@@ -49,6 +50,7 @@ mod seen;
 
 use std::fmt;
 
+use clock::Slack;
 pub use history::{History, Initial, KeyHistory, Op};
 use limits::{MAX_SHOWN, MAX_STATES_SHOWN};
 use model::{Action, State};
@@ -64,6 +66,8 @@ pub struct Report {
     pub operations: usize,
     /// Of these, such whose answer nobody got.
     pub unanswered: usize,
+    /// Configurations that were looked at, of all keys and in all searches: what checking cost.
+    pub visited: u64,
     /// Keys whose history is not linearizable, or that could not be judged; in the order of the keys.
     pub failures: Vec<Failure>,
 }
@@ -83,9 +87,11 @@ pub enum Why {
     /// No order explains the operations.
     NotLinearizable(Violation),
     /// There are too many orders to look at all; nothing is known. An error like any other: what is not proved does not count.
-    GaveUp {
+    Undecided {
         /// Operations on the key.
         operations: usize,
+        /// Configurations that were looked at.
+        visited: u64,
         /// The one at whose return it was.
         at: Op,
     },
@@ -104,6 +110,16 @@ pub struct Violation {
     pub states: Vec<String>,
 }
 
+impl Report {
+    /// How many keys are not linearizable, and how many could not be judged.
+    #[must_use]
+    pub fn wrong_and_undecided(&self) -> (usize, usize) {
+        let wrong = |f: &&Failure| matches!(f.why, Why::NotLinearizable(_));
+        let wrong = self.failures.iter().filter(wrong).count();
+        (wrong, self.failures.len() - wrong)
+    }
+}
+
 /// Checks every key.
 #[must_use]
 pub fn check(history: &History) -> Report {
@@ -116,7 +132,7 @@ pub fn check(history: &History) -> Report {
             .iter()
             .filter(|op| op.outcome.is_none())
             .count();
-        if let Err(why) = check_key(key_history, history.clock_slack) {
+        if let Err(why) = judge(key_history, history.clock_slack, &mut report.visited) {
             report.failures.push(Failure {
                 key: key.to_vec(),
                 why,
@@ -131,6 +147,12 @@ pub fn check(history: &History) -> Report {
 /// # Errors
 /// What contradicts itself, or that too much would have to be looked at.
 pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
+    judge(history, clock_slack, &mut 0)
+}
+
+/// The same, adding what was looked at to `visited`.
+fn judge(history: &KeyHistory, clock_slack: Nanos, visited: &mut u64) -> Result<(), Why> {
+    let before = *visited;
     let found = |what: &str, ops: Vec<Op>| {
         Why::NotLinearizable(Violation {
             what: what.to_owned(),
@@ -156,7 +178,8 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
         )
     })?;
     let initial = initial_state(history.initial);
-    let items = Items::of(&ops, history.initial, clock_slack);
+    let items = Items::of(&ops, history.initial);
+    let slack = Slack(clock_slack);
     let op = |item: usize| items.origin[item].map(|at| ops[at].clone());
     if let Some(item) = explain::never_written(&items.items, initial) {
         return Err(found(
@@ -172,12 +195,11 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
     }
     let mut stuck = None;
     for width in Width::STEPS {
-        match search(
-            &items.items,
-            initial,
-            &mut generous(items.items.len()),
-            width,
-        ) {
+        let given = generous(items.items.len());
+        let mut left = given;
+        let verdict = search(&items.items, initial, slack, &mut left, width);
+        *visited += given - left;
+        match verdict {
             Verdict::Linearizable => return Ok(()),
             Verdict::GaveUp { item } => {
                 stuck = Some(item);
@@ -190,14 +212,16 @@ pub fn check_key(history: &KeyHistory, clock_slack: Nanos) -> Result<(), Why> {
             } => {
                 stuck = Some(item);
                 let whole = proved.then_some(states);
-                if let Some(window) = explain::shorten(&items.items, initial, item, whole) {
+                let window = explain::shorten(&items.items, initial, slack, item, whole, visited);
+                if let Some(window) = window {
                     return Err(Why::NotLinearizable(violation(&window, op)));
                 }
             }
         }
     }
-    Err(Why::GaveUp {
+    Err(Why::Undecided {
         operations: ops.len(),
+        visited: *visited - before,
         at: stuck.and_then(op).unwrap_or_else(|| ops[0].clone()),
     })
 }
@@ -230,27 +254,20 @@ const fn initial_state(initial: Initial) -> State {
     }
 }
 
-/// Operations and expiry times as steps of a search.
+/// Operations as steps of a search.
 struct Items {
     items: Vec<Item>,
-    /// Which operation a step is; none for an expiry time.
+    /// Which operation a step is; none for what may happen to an object of which nothing is known.
     origin: Vec<Option<usize>>,
 }
 
 impl Items {
-    fn of(ops: &[Op], initial: Initial, slack: Nanos) -> Self {
+    fn of(ops: &[Op], initial: Initial) -> Self {
         let mut this = Self {
             items: Vec::with_capacity(ops.len()),
             origin: Vec::with_capacity(ops.len()),
         };
-        let mut times = Vec::new();
-        if let Initial::Present { expires, .. } = initial {
-            times.push(expires);
-        }
         for (at, op) in ops.iter().enumerate() {
-            if let Operation::Write { expires, .. } = op.operation {
-                times.push(expires);
-            }
             let learnt_nothing = match op.outcome {
                 None => matches!(op.operation, Operation::Read { .. }),
                 Some(outcome) => outcome == Outcome::Refused,
@@ -271,19 +288,6 @@ impl Items {
             this.items.push(Item::VANISH);
             this.origin.push(None);
         }
-        times.retain(|t| *t != NEVER);
-        times.sort_unstable();
-        times.dedup();
-        for time in times {
-            this.items.push(Item {
-                action: Action::Tick(time),
-                outcome: None,
-                invoked: time.saturating_sub(slack),
-                returned: time.saturating_add(slack),
-                must: true,
-            });
-            this.origin.push(None);
-        }
         this
     }
 }
@@ -293,10 +297,14 @@ impl fmt::Display for Failure {
         let key = String::from_utf8_lossy(&self.key);
         let key = key.escape_debug();
         match &self.why {
-            Why::GaveUp { operations, at } => write!(
+            Why::Undecided {
+                operations,
+                visited,
+                at,
+            } => write!(
                 f,
-                "key `{key}`: gave up, so nothing is known: too many of its {operations} operations were under way at once and told \
-                 nothing that orders them, up to client {} #{}; record versions, or use fewer clients a key",
+                "key `{key}`: undecided after {visited} states, so nothing is known: too many of its {operations} operations were under \
+                 way at once and told nothing that orders them, up to client {} #{}; record versions, or use fewer clients a key",
                 at.client, at.number
             ),
             Why::NotLinearizable(violation) => write!(f, "key `{key}`: {violation}"),

@@ -27,15 +27,14 @@ pub(crate) struct State {
     /// And at most this; without meaning (and `MAX`) for an absent one.
     pub hi: Version,
     pub expires: Nanos,
-    /// The latest expiry time that has passed.
+    /// The store's clock has come at least so far.
     pub clock: Nanos,
 }
 
-/// One step of a history: an operation, or the passing of a time at which objects expire.
+/// One step of a history.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Action {
     Operation(Operation),
-    Tick(Nanos),
     /// The object that was there before the first step expires, if it is one that may.
     Vanish,
 }
@@ -47,7 +46,7 @@ impl State {
     /// A key that never was.
     pub const FRESH: Self = Self::absent_above(0);
 
-    /// Nothing is known of the object; times up to `clock` have passed.
+    /// Nothing is known of the object; the store's clock has come at least to `clock`.
     pub const fn unknown(clock: Nanos) -> Self {
         Self {
             content: Content::Unknown,
@@ -91,14 +90,24 @@ impl State {
             && self.lo <= other.lo
             && self.hi >= other.hi
             && self.expires == other.expires
-            && self.clock == other.clock
+            && self.clock <= other.clock
+    }
+
+    /// The state when the store's clock has come to `time`.
+    pub fn at(mut self, time: Nanos) -> Self {
+        self.clock = self.clock.max(time);
+        self.hide_if_expired()
+    }
+
+    /// The state when the object has expired, if it may have by `time`.
+    pub fn expired(self, time: Nanos) -> Option<Self> {
+        (self.expires <= time && self.expires < SOME_TIME).then(|| self.at(self.expires))
     }
 
     /// The state after `action`, if it may take effect with this outcome; without an outcome: if it has an effect at all.
     pub fn apply(&self, action: &Action, outcome: Option<&Outcome>) -> Option<Self> {
         let operation = match action {
             Action::Operation(operation) => operation,
-            Action::Tick(time) => return Some(self.tick(*time)),
             Action::Vanish => {
                 return (self.expires == SOME_TIME && self.content != Content::Absent)
                     .then(|| self.removed());
@@ -156,12 +165,6 @@ impl State {
             }
             _ => None,
         }
-    }
-
-    /// What a time leaves when it passes.
-    pub(crate) fn tick(mut self, time: Nanos) -> Self {
-        self.clock = self.clock.max(time);
-        self.hide_if_expired()
     }
 
     fn hide_if_expired(self) -> Self {

@@ -12,9 +12,9 @@
 //! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An
 //! operation without an answer takes effect only right before one that would not fit without it, or that tells which version the
 //! object has without telling its value (after it nothing could take effect any more that is part of that version), and among
-//! several that do the same the oldest goes first. Times at which objects expire pass in
-//! their order, and at once when there is nothing more to expire at them. And a configuration that allows nothing that another does not is
-//! dropped.
+//! several that do the same the oldest goes first. The store's
+//! clock ([`crate::clock`]) goes forward only when something takes effect that needs it. And a configuration that allows nothing that another does
+//! not is dropped.
 //!
 //! Where many unanswered operations could explain the same answer, a search of limited [`Width`] finds an order all the same if there is
 //! one; that there is none is proved by a search that leaves nothing out, of the whole history or of a window of it.
@@ -23,12 +23,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use smallvec::SmallVec;
 
+use crate::clock::{Expiries, Slack};
 use crate::limits::{
     MAX_COMPARED, MAX_CONFIGURATIONS, MAX_STEPS, MERGE_EVERY, STEPS_PER_OPERATION,
 };
 use crate::model::{Action, State};
 use crate::op::{NEVER, Nanos, Operation, Outcome, Value};
-use crate::seen::Seen;
+use crate::seen::{Seen, UNSEEN};
 
 /// One step of a history as the search sees it.
 #[derive(Clone, Debug)]
@@ -52,9 +53,9 @@ impl Item {
         must: false,
     };
 
-    /// Whether it is the passing of a time.
-    pub const fn is_tick(&self) -> bool {
-        matches!(self.action, Action::Tick(_))
+    /// Whether what it writes expires.
+    pub const fn expires(&self) -> bool {
+        matches!(self.action, Action::Operation(Operation::Write { expires, .. }) if expires != NEVER)
     }
 }
 
@@ -116,10 +117,8 @@ impl Config {
         }
     }
 
-    fn covers(&self, other: &Self) -> bool {
-        self.done == other.done
-            && self.state.covers(&other.state)
-            && self.used.iter().all(|&(c, n)| n <= other.used(c))
+    fn has_done_no_more(&self, other: &Self) -> bool {
+        self.done == other.done && self.used.iter().all(|&(c, n)| n <= other.used(c))
     }
 }
 
@@ -127,8 +126,8 @@ impl Config {
 struct Class {
     action: Action,
     outcome: Option<Outcome>,
-    /// Asked for so far, less those that have taken effect in every configuration.
-    available: u32,
+    /// Those asked for so far that have not taken effect in every configuration, the oldest first: when.
+    asked: VecDeque<Nanos>,
     /// Nothing that took effect right before it matters.
     overwrites: bool,
     /// The class that it has become the same as.
@@ -149,24 +148,17 @@ struct Search<'a> {
     bounds: Vec<u64>,
     /// The items under way that must, by slot.
     open: Vec<Option<usize>>,
-    /// Something expires: then an unanswered write may matter without being seen.
+    /// Some objects expire: then the same value may be there for longer or shorter.
     expiry: bool,
-    /// By time: what may write an object that expires then.
-    expiring: HashMap<Nanos, SmallVec<[usize; 1]>>,
-    /// By item that must: whether it was asked for, and where it is under way; gone once it has returned.
-    phase: Vec<Phase>,
+    /// Of what has not returned.
+    expiries: Expiries,
+    slack: Slack,
+    /// How far the store's clock may have come by now.
+    may_have_passed: Nanos,
     left: u64,
     width: Width,
     /// Some configuration was not looked at.
     left_out: bool,
-}
-
-/// How far it is with an item that must.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Ahead,
-    Open(usize),
-    Returned,
 }
 
 /// Too much to look at.
@@ -207,14 +199,20 @@ pub(crate) const fn generous(items: usize) -> u64 {
 
 /// Searches an order for `items` that starts with `initial`, looking at no more than `left` configurations, of which it takes
 /// off what it looked at.
-pub(crate) fn search(items: &[Item], initial: State, left: &mut u64, width: Width) -> Verdict {
-    let mut search = Search::new(items, *left, width);
-    let verdict = run(&mut search, items, initial);
+pub(crate) fn search(
+    items: &[Item],
+    initial: State,
+    slack: Slack,
+    left: &mut u64,
+    width: Width,
+) -> Verdict {
+    let mut search = Search::new(items, initial, slack, *left, width);
+    let verdict = run(&mut search, items, initial, slack);
     *left = search.left;
     verdict
 }
 
-fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
+fn run(search: &mut Search<'_>, items: &[Item], initial: State, slack: Slack) -> Verdict {
     let events = events(items);
     let mut frontier = vec![Config {
         state: initial,
@@ -228,6 +226,12 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
     for event in events {
         let item = event.item;
         if event.returns {
+            search.may_have_passed = slack.may_have_passed(event.time);
+            if search.expiry {
+                for config in &mut frontier {
+                    config.state = search.lowered(config.state);
+                }
+            }
             let slot = slots[item];
             let states = || frontier.iter().map(|c| c.state).collect();
             let next = match search.returned(&frontier, slot) {
@@ -246,7 +250,9 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
                 config.clear(slot);
             }
             search.open[slot] = None;
-            search.phase[item] = Phase::Returned;
+            search
+                .expiries
+                .remove(expires_later(&items[item], slack), 1);
             free.push(slot);
             search.tidy(&mut frontier);
             search.narrow(&mut frontier);
@@ -255,7 +261,7 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
                 search.merge_classes(&mut frontier);
             }
         } else if let Some(class) = search.class_of[item] {
-            search.ask(class);
+            search.ask(class, event.time);
         } else {
             let slot = free.pop().unwrap_or_else(|| {
                 search.open.push(None);
@@ -263,41 +269,33 @@ fn run(search: &mut Search<'_>, items: &[Item], initial: State) -> Verdict {
             });
             slots[item] = slot;
             search.open[slot] = Some(item);
-            search.phase[item] = Phase::Open(slot);
         }
     }
     Verdict::Linearizable
 }
 
-fn expiring(items: &[Item]) -> HashMap<Nanos, SmallVec<[usize; 1]>> {
-    let mut expiring: HashMap<Nanos, SmallVec<[usize; 1]>> = HashMap::new();
-    for (at, item) in items.iter().enumerate() {
-        if let Action::Operation(Operation::Write { expires, .. }) = item.action
-            && expires != NEVER
-        {
-            expiring.entry(expires).or_default().push(at);
-        }
-    }
-    expiring
-}
-
 struct Event {
+    time: Nanos,
     item: usize,
     returns: bool,
 }
 
 /// Invocations and returns in the order of time. At the same instant invocations go first: such operations count as concurrent.
 fn events(items: &[Item]) -> Vec<Event> {
-    let mut events: Vec<(Nanos, Event)> = Vec::with_capacity(2 * items.len());
+    let mut events: Vec<Event> = Vec::with_capacity(2 * items.len());
     for (item, i) in items.iter().enumerate() {
-        let event = |returns| Event { item, returns };
-        events.push((i.invoked, event(false)));
+        let event = |time, returns| Event {
+            time,
+            item,
+            returns,
+        };
+        events.push(event(i.invoked, false));
         if i.must {
-            events.push((i.returned.max(i.invoked), event(true)));
+            events.push(event(i.returned.max(i.invoked), true));
         }
     }
-    events.sort_by_key(|(time, e)| (*time, e.returns, e.item));
-    events.into_iter().map(|(_, e)| e).collect()
+    events.sort_by_key(|e| (e.time, e.returns, e.item));
+    events
 }
 
 fn most_open(items: &[Item], events: &[Event]) -> usize {
@@ -314,7 +312,7 @@ fn most_open(items: &[Item], events: &[Event]) -> usize {
 }
 
 impl<'a> Search<'a> {
-    fn new(items: &'a [Item], left: u64, width: Width) -> Self {
+    fn new(items: &'a [Item], initial: State, slack: Slack, left: u64, width: Width) -> Self {
         let mut versions: Vec<(u64, bool)> = items
             .iter()
             .filter(|i| i.must && version(i) != 0)
@@ -331,6 +329,12 @@ impl<'a> Search<'a> {
             .chain([u64::MAX])
             .collect();
         let seen = Seen::of(items);
+        let ends = items.iter().filter(|i| i.must).map(|i| i.returned).max();
+        let end = slack.may_have_passed(ends.unwrap_or(0));
+        let mut expiries = Expiries::default();
+        for item in items.iter().filter(|i| i.must) {
+            expiries.add(expires_later(item, slack));
+        }
         let mut classes: Vec<Class> = Vec::new();
         let mut by_effect: HashMap<(Action, Option<Outcome>), u32> = HashMap::new();
         let class_of = items
@@ -339,14 +343,18 @@ impl<'a> Search<'a> {
                 if item.must {
                     return None;
                 }
-                let effect = (seen.simplified(&item.action), item.outcome);
+                let mut action = seen.simplified(&item.action);
+                let clock = slack.passed(item.invoked).max(initial.clock);
+                forget_expiry(&mut action, clock, end);
+                expiries.add(written_expiry(&action));
+                let effect = (action, item.outcome);
                 let next = classes.len() as u32;
                 let class = *by_effect.entry(effect).or_insert_with_key(|effect| {
                     classes.push(Class {
                         overwrites: overwrites(&effect.0, effect.1.as_ref()),
                         action: effect.0.clone(),
                         outcome: effect.1,
-                        available: 0,
+                        asked: VecDeque::new(),
                         alias: None,
                     });
                     next
@@ -362,9 +370,10 @@ impl<'a> Search<'a> {
             lower,
             bounds,
             open: Vec::new(),
-            expiry: items.iter().any(Item::is_tick),
-            expiring: expiring(items),
-            phase: vec![Phase::Ahead; items.len()],
+            expiry: initial.expires != NEVER || items.iter().any(Item::expires),
+            expiries,
+            slack,
+            may_have_passed: 0,
             left,
             width,
             left_out: false,
@@ -372,13 +381,13 @@ impl<'a> Search<'a> {
     }
 
     /// One more operation of a class may take effect from now on.
-    fn ask(&mut self, mut class: u32) {
+    fn ask(&mut self, mut class: u32, time: Nanos) {
         while let Some(alias) = self.classes[class as usize].alias {
             class = alias;
         }
         let c = &mut self.classes[class as usize];
-        c.available += 1;
-        if c.available == 1 {
+        c.asked.push_back(time);
+        if c.asked.len() == 1 {
             self.active.push(class);
         }
     }
@@ -419,15 +428,8 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Lets every observation under way that fits take effect, and every time pass at which nothing can expire any more.
+    /// Lets every observation under way that fits take effect.
     fn observe(&self, config: &mut Config) {
-        while let Some((slot, time)) = self.first_tick(config)
-            && config.state.expires != time
-            && !self.may_write(config, time)
-        {
-            config.state = config.state.tick(time);
-            config.set(slot);
-        }
         for (slot, item) in self.open.iter().enumerate() {
             let Some(item) = *item else { continue };
             if config.has(slot) {
@@ -436,6 +438,7 @@ impl<'a> Search<'a> {
             let i = &self.items[item];
             if let Some(outcome) = &i.outcome
                 && outcome.is_observation()
+                && self.now(&config.state, i.invoked) == config.state
                 && config.state.apply(&i.action, Some(outcome)) == Some(config.state)
             {
                 config.set(slot);
@@ -444,29 +447,35 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The first time that has not passed, of those under way. Times pass in their order: one that has passed makes those before it pass.
-    fn first_tick(&self, config: &Config) -> Option<(usize, Nanos)> {
-        if !self.expiry {
-            return None;
-        }
-        let open = self.open.iter().enumerate();
-        let ticks = open.filter_map(|(slot, item)| match self.items[(*item)?].action {
-            Action::Tick(time) if !config.has(slot) => Some((slot, time)),
-            _ => None,
-        });
-        ticks.min_by_key(|(_, time)| *time)
+    /// The state when something takes effect that was asked for at this time.
+    fn now(&self, state: &State, invoked: Nanos) -> State {
+        self.lowered(state.at(self.slack.passed(invoked)))
     }
 
-    /// Whether an object that expires at `time` may still be written.
-    fn may_write(&self, config: &Config, time: Nanos) -> bool {
-        let writes = self.expiring.get(&time).map_or(&[][..], |writes| writes);
-        writes
-            .iter()
-            .any(|&item| match (self.class_of[item], self.phase[item]) {
-                (Some(_), _) | (None, Phase::Ahead) => true,
-                (None, Phase::Open(slot)) => !config.has(slot),
-                (None, Phase::Returned) => false,
-            })
+    /// The same, its clock as low as makes no difference.
+    fn lowered(&self, mut state: State) -> State {
+        state.clock = self.expiries.lowest_like(state.clock);
+        state
+    }
+
+    /// The states after something was done that was asked for at this time: if the object has not expired before it, and if it has.
+    fn after(
+        &self,
+        state: &State,
+        invoked: Nanos,
+        action: &Action,
+        outcome: Option<&Outcome>,
+    ) -> SmallVec<[State; 2]> {
+        // Lowered only afterwards: what is written may have expired before it is there.
+        let now = state.at(self.slack.passed(invoked));
+        let expired = now.expired(self.may_have_passed);
+        let mut states = SmallVec::new();
+        for before in [Some(now), expired].into_iter().flatten() {
+            // For most it makes no difference whether the object had expired.
+            let after = before.apply(action, outcome).map(|s| self.lowered(s));
+            states.extend(after.filter(|s| !states.iter().any(|o: &State| o.covers(s))));
+        }
+        states
     }
 
     /// Every configuration in which one more of the operations under way has taken effect, with the unanswered ones that it needs.
@@ -479,43 +488,57 @@ impl<'a> Search<'a> {
                 continue;
             }
             let direct = self.apply(config, slot, item);
-            let enough = direct
-                .as_ref()
-                .is_some_and(|next| !self.expiry && !self.settles(item, config, next));
-            into.extend(direct);
+            let first = direct.first();
+            let enough = first.is_some_and(|next| self.is_enough(item, config, next));
             if !enough {
-                self.with_help(config, slot, item, into)?;
+                self.with_help(config, slot, item, &direct, into)?;
             }
+            into.extend(direct);
         }
         Ok(())
     }
 
-    /// Whether `item` tells something of the object's version that was not known, and nothing of its value: then what took effect
-    /// right before it can do so no later, needed by it or not.
-    fn settles(&self, item: usize, before: &Config, after: &Config) -> bool {
-        matches!(self.items[item].outcome, Some(Outcome::Rejected { .. }))
-            && (before.state.lo, before.state.hi) != (after.state.lo, after.state.hi)
+    /// Whether what takes effect right before `item` may as well do so right after it, or not at all.
+    fn is_enough(&self, item: usize, before: &Config, after: &Config) -> bool {
+        let i = &self.items[item];
+        // It keeps the expiry of what it adds to.
+        let keeps = self.expiry && matches!(i.outcome, Some(Outcome::Added { .. }));
+        // The object need not have expired if something else made it vanish.
+        let waits = after.state.clock > self.now(&before.state, i.invoked).clock;
+        !keeps && !waits && !self.settles(item, before, after)
     }
 
-    /// `config` after `item` has taken effect, if it may.
-    fn apply(&self, config: &Config, slot: usize, item: usize) -> Option<Config> {
+    /// Whether `item` tells something of the object's version that was not known, and not all of the rest: then what took effect
+    /// right before it can do so no later, needed by it or not.
+    fn settles(&self, item: usize, before: &Config, after: &Config) -> bool {
+        let tells = match self.items[item].outcome {
+            // Nothing of the value.
+            Some(Outcome::Rejected { .. }) => true,
+            // Not how long it stays.
+            Some(Outcome::Found { .. }) => self.expiry,
+            _ => false,
+        };
+        tells && (before.state.lo, before.state.hi) != (after.state.lo, after.state.hi)
+    }
+
+    /// `config` after `item` has taken effect, if it may: the best first.
+    fn apply(&self, config: &Config, slot: usize, item: usize) -> SmallVec<[Config; 2]> {
         if !self.in_order(config, item) {
-            return None;
+            return SmallVec::new();
         }
         let i = &self.items[item];
-        if i.is_tick()
-            && self
-                .first_tick(config)
-                .is_some_and(|(first, _)| first != slot)
-        {
-            return None;
-        }
-        let state = config.state.apply(&i.action, i.outcome.as_ref())?;
-        let mut next = config.clone();
-        next.state = state;
-        next.set(slot);
-        next.versions += u32::from(version(i) != 0);
-        (next.state.lo <= self.bounds[next.versions as usize]).then_some(next)
+        let versions = config.versions + u32::from(version(i) != 0);
+        self.after(&config.state, i.invoked, &i.action, i.outcome.as_ref())
+            .into_iter()
+            .filter(|state| state.lo <= self.bounds[versions as usize])
+            .map(|state| {
+                let mut next = config.clone();
+                next.state = state;
+                next.set(slot);
+                next.versions = versions;
+                next
+            })
+            .collect()
     }
 
     /// Whether all that was told a lower version has taken effect.
@@ -524,12 +547,13 @@ impl<'a> Search<'a> {
         version == 0 || config.state.has_version(version) || config.versions == self.lower[item]
     }
 
-    /// Tries which unanswered operations, right before `item`, let it take effect.
+    /// Tries which unanswered operations, right before `item`, let it take effect; other than it does without them.
     fn with_help(
         &mut self,
         config: &Config,
         slot: usize,
         item: usize,
+        direct: &[Config],
         into: &mut Vec<Config>,
     ) -> Result<(), Exhausted> {
         if self.active.is_empty() || !self.in_order(config, item) || !self.can_be_helped(item) {
@@ -544,39 +568,41 @@ impl<'a> Search<'a> {
                 let class = self.active[at];
                 let c = &self.classes[class as usize];
                 // What is overwritten at once need not have happened.
-                if (c.overwrites && !first) || before.used(class) >= c.available {
+                if c.overwrites && !first {
                     continue;
                 }
-                let Some(state) = before
-                    .state
-                    .apply(&c.action, c.outcome.as_ref())
-                    .filter(|s| s.lo <= self.bounds[before.versions as usize])
-                else {
+                let Some(&asked) = c.asked.get(before.used(class) as usize) else {
                     continue;
                 };
-                self.step()?;
-                let mut after = before.clone();
-                after.state = state;
-                after.use_one(class);
-                if !seen.insert(after.clone()) {
-                    continue;
-                }
-                if seen.len() + into.len() > MAX_CONFIGURATIONS {
-                    return Err(Exhausted);
-                }
-                match self.apply(&after, slot, item) {
-                    None => queue.push_back((after, false)),
-                    Some(done) => {
-                        let settles = self.settles(item, &after, &done);
-                        into.push(done);
-                        if settles {
-                            more += 1;
-                            self.left_out |= more >= self.width.alike;
+                for state in self.after(&before.state, asked, &c.action, c.outcome.as_ref()) {
+                    if state.lo > self.bounds[before.versions as usize] {
+                        continue;
+                    }
+                    self.step()?;
+                    let mut after = before.clone();
+                    after.state = state;
+                    after.use_one(class);
+                    if !seen.insert(after.clone()) {
+                        continue;
+                    }
+                    if seen.len() + into.len() > MAX_CONFIGURATIONS {
+                        return Err(Exhausted);
+                    }
+                    let done = self.apply(&after, slot, item);
+                    if let Some(best) = done.first() {
+                        let enough = self.is_enough(item, &after, best);
+                        let better = |d: &Config| !direct.iter().any(|o| self.covers(o, d));
+                        into.extend(done.into_iter().filter(better));
+                        if enough {
+                            continue;
                         }
-                        if self.expiry || settles && more < self.width.alike {
-                            queue.push_back((after, false));
+                        more += 1;
+                        if more >= self.width.alike {
+                            self.left_out = true;
+                            continue;
                         }
                     }
+                    queue.push_back((after, false));
                 }
             }
         }
@@ -585,15 +611,17 @@ impl<'a> Search<'a> {
 
     /// Whether some unanswered operation could leave what `item` was told.
     fn can_be_helped(&self, item: usize) -> bool {
-        if self.expiry {
-            return true;
-        }
         let available = || self.active.iter().map(|c| &self.classes[*c as usize]);
         let value = match self.items[item].outcome {
             Some(Outcome::Found { value, .. }) => value,
             Some(Outcome::Absent) => {
-                return available()
-                    .any(|c| matches!(c.action, Action::Operation(Operation::Remove { .. })));
+                return available().any(|c| match c.action {
+                    Action::Operation(Operation::Remove { .. }) | Action::Vanish => true,
+                    Action::Operation(Operation::Write { expires, .. }) => {
+                        expires <= self.may_have_passed
+                    }
+                    _ => false,
+                });
             }
             _ => return available().next().is_some(),
         };
@@ -606,6 +634,16 @@ impl<'a> Search<'a> {
         })
     }
 
+    /// Whether `one` allows all that `other` does, now or when its object expires.
+    fn covers(&self, one: &Config, other: &Config) -> bool {
+        one.has_done_no_more(other)
+            && (one.state.covers(&other.state)
+                || one
+                    .state
+                    .expired(self.may_have_passed)
+                    .is_some_and(|s| self.lowered(s).covers(&other.state)))
+    }
+
     /// Drops what others cover, and stops counting what has taken effect everywhere.
     fn tidy(&mut self, frontier: &mut Vec<Config>) {
         if frontier.len() > 1 && frontier.len() <= MAX_COMPARED {
@@ -613,8 +651,8 @@ impl<'a> Search<'a> {
             while at < frontier.len() {
                 let covered = (0..frontier.len()).any(|o| {
                     o != at
-                        && frontier[o].covers(&frontier[at])
-                        && (o < at || !frontier[at].covers(&frontier[o]))
+                        && self.covers(&frontier[o], &frontier[at])
+                        && (o < at || !self.covers(&frontier[at], &frontier[o]))
                 });
                 if covered {
                     frontier.swap_remove(at);
@@ -641,7 +679,9 @@ impl<'a> Search<'a> {
             .filter(|(_, n)| *n > 0)
             .collect();
         for &(class, n) in &everywhere {
-            self.classes[class as usize].available -= n;
+            let c = &mut self.classes[class as usize];
+            c.asked.drain(..n as usize);
+            self.expiries.remove(written_expiry(&c.action), n as usize);
             for config in frontier.iter_mut() {
                 for used in &mut config.used {
                     if used.0 == class {
@@ -654,7 +694,8 @@ impl<'a> Search<'a> {
             config.used.retain(|(_, n)| *n > 0);
         }
         let classes = &self.classes;
-        self.active.retain(|c| classes[*c as usize].available > 0);
+        self.active
+            .retain(|c| !classes[*c as usize].asked.is_empty());
     }
 
     /// Keeps what is likeliest to go on: what has used least of what is rare.
@@ -669,7 +710,7 @@ impl<'a> Search<'a> {
                 .used
                 .iter()
                 .map(|&(class, n)| {
-                    u64::from(n) * 1000 / u64::from(self.classes[class as usize].available.max(1))
+                    u64::from(n) * 1000 / (self.classes[class as usize].asked.len() as u64).max(1)
                 })
                 .sum()
         };
@@ -688,13 +729,18 @@ impl<'a> Search<'a> {
 
     /// Makes classes one that have become the same since versions have gone on.
     fn merge_classes(&mut self, frontier: &mut [Config]) {
-        let Some(lowest) = frontier.iter().map(|c| c.state.lo).min() else {
+        let least = |of: fn(&State) -> u64| frontier.iter().map(|c| of(&c.state)).min();
+        let (Some(lowest), Some(clock)) = (least(|s| s.lo), least(|s| s.clock)) else {
             return;
         };
         let mut by_effect: HashMap<(Action, Option<Outcome>), u32> = HashMap::new();
         for class in std::mem::take(&mut self.active) {
             let c = &mut self.classes[class as usize];
+            let expires = written_expiry(&c.action);
             forget_versions(&mut c.action, lowest);
+            if forget_expiry(&mut c.action, clock, NEVER) {
+                self.expiries.remove(expires, c.asked.len());
+            }
             c.overwrites = overwrites(&c.action, c.outcome.as_ref());
             let into = *by_effect
                 .entry((c.action.clone(), c.outcome))
@@ -704,8 +750,10 @@ impl<'a> Search<'a> {
                 continue;
             }
             c.alias = Some(into);
-            let available = std::mem::take(&mut c.available);
-            self.classes[into as usize].available += available;
+            let asked = std::mem::take(&mut c.asked);
+            let all = &mut self.classes[into as usize].asked;
+            all.extend(asked);
+            all.make_contiguous().sort_unstable();
             for config in &mut *frontier {
                 let used = config.used(class);
                 config.used.retain(|(c, _)| *c != class);
@@ -739,6 +787,39 @@ fn forget_versions(action: &mut Action, lowest: u64) {
         rules.other_than = None;
     }
     *operation = operation.clone().unless(rules);
+}
+
+/// Makes a write the same as others that differ in nothing but an expiry that has passed by `clock`, or that cannot have by `end`; tells
+/// whether it has passed.
+fn forget_expiry(action: &mut Action, clock: Nanos, end: Nanos) -> bool {
+    let Action::Operation(Operation::Write { value, expires, .. }) = action else {
+        return false;
+    };
+    if *expires > end {
+        *expires = NEVER;
+    }
+    let passed = *expires <= clock;
+    if passed {
+        (*value, *expires) = (UNSEEN, 0);
+    }
+    passed
+}
+
+/// When what a write makes expires; never, if it has expired as soon as it is there.
+const fn written_expiry(action: &Action) -> Nanos {
+    match action {
+        Action::Operation(Operation::Write { expires, .. }) if *expires != 0 => *expires,
+        _ => NEVER,
+    }
+}
+
+/// The same of an item, which has expired if it had in any case when the item was asked for.
+const fn expires_later(item: &Item, slack: Slack) -> Nanos {
+    let expires = written_expiry(&item.action);
+    if expires <= slack.passed(item.invoked) {
+        return NEVER;
+    }
+    expires
 }
 
 fn version(item: &Item) -> u64 {

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Config, Sim, seeds};
+use common::{Config, Sim, fresh_seed, seeds};
 use kvstore_check::op::{Operation, Outcome, Rules, Value};
-use kvstore_check::{Initial, KeyHistory, check_key};
+use kvstore_check::{History, Initial, KeyHistory, check, check_key};
 
 fn accept(what: &str, seed: u64, history: &KeyHistory, slack: u64) {
     if let Err(why) = check_key(history, slack) {
@@ -72,6 +72,7 @@ fn of_any_kind() {
                 ..Config::default()
             },
         ),
+        ("a soak's", Config::soak()),
         (
             "expiry, lost replies",
             Config {
@@ -108,6 +109,43 @@ fn long_on_one_key() {
         );
         sim.run(60_000);
         accept("long", seed, &sim.history, 0);
+    }
+}
+
+/// Many clients, objects that expire, and clients killed with requests under way: what is looked at is in proportion to the length.
+#[test]
+fn what_is_looked_at_grows_with_the_length() {
+    let fresh = fresh_seed();
+    println!("seeds from {fresh}");
+    for seed in seeds(3) {
+        let seed = seed.wrapping_add(fresh);
+        for length in [10_000, 20_000, 40_000] {
+            let mut sim = Sim::new(
+                seed,
+                Config {
+                    kills: 1_000,
+                    ..Config::soak()
+                },
+            );
+            sim.run(length);
+            let unanswered = sim.history.ops.iter().filter(|op| op.outcome.is_none());
+            let unanswered = unanswered.count();
+            assert!(unanswered > length / 500, "{unanswered}");
+            let mut history = History::new();
+            history.clock_slack = sim.config.slack;
+            *history.key(b"hot") = sim.history;
+            let report = check(&history);
+            assert_eq!(report.failures, [], "HYV_CHECK_SEED={seed}");
+            println!(
+                "{length} operations, {unanswered} unanswered: {}",
+                report.visited
+            );
+            assert!(
+                report.visited < 20 * length as u64,
+                "HYV_CHECK_SEED={seed}: {length} operations, {} configurations",
+                report.visited
+            );
+        }
     }
 }
 

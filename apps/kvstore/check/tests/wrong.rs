@@ -4,7 +4,7 @@ mod common;
 
 use common::{Config, Sim, seeds};
 use kvstore_check::op::{NEVER, Operation, Outcome, RequestId, Rules, Value};
-use kvstore_check::{KeyHistory, Op, Why, check_key};
+use kvstore_check::{History, KeyHistory, Op, Why, check, check_key};
 
 const SLACK: u64 = 10;
 
@@ -411,7 +411,29 @@ fn too_much_is_an_error_of_its_own() {
         version: 0,
     });
     match check_key(&sim.history, 0) {
-        Err(Why::GaveUp { operations: 41, at }) => assert_eq!(at, sim.history.ops[read]),
+        Err(Why::Undecided {
+            operations: 41,
+            visited,
+            at,
+        }) => {
+            assert_eq!(at, sim.history.ops[read]);
+            assert!(visited > 10_000, "{visited}");
+        }
         other => panic!("{other:?}"),
     }
+    let mut history = History::new();
+    *history.key(b"sums") = sim.history;
+    sim = Sim::new(9, Config::default());
+    sim.alone(Operation::write(digest(1)));
+    let read = sim.alone(Operation::READ);
+    sim.history.ops[read].outcome = Some(Outcome::Absent);
+    *history.key(b"wrong") = sim.history;
+    let report = check(&history);
+    assert_eq!(report.wrong_and_undecided(), (1, 1));
+    let undecided = report.failures[0].to_string();
+    assert!(
+        undecided.starts_with("key `sums`: undecided after "),
+        "{undecided}"
+    );
+    assert!(undecided.contains("nothing is known"), "{undecided}");
 }

@@ -35,6 +35,15 @@ pub fn seeds(n: u64) -> Vec<u64> {
     }
 }
 
+/// Where fresh seeds begin, each time elsewhere; 0 if `HYV_CHECK_SEED` replays one.
+pub fn fresh_seed() -> u64 {
+    if std::env::var_os("HYV_CHECK_SEED").is_some() {
+        return 0;
+    }
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.expect("it is after 1970").as_nanos() as u64
+}
+
 /// One object, concretely.
 #[derive(Clone, Default, Debug)]
 pub struct Object {
@@ -95,6 +104,14 @@ pub struct Config {
     pub versions: bool,
     /// Percent of writes that expire.
     pub expiring: u64,
+    /// Shortest and longest time until they do.
+    pub lifetime: (Nanos, Nanos),
+    /// Percent of those whose time was over long before.
+    pub over: u64,
+    /// Of a million moments so many are those at which half of the operations under way lose their replies.
+    pub kills: u64,
+    /// How far the store's clock is ahead of the history's.
+    pub ahead: i64,
     /// Values that differ; 0: all do.
     pub values: u64,
     pub increments: bool,
@@ -111,11 +128,32 @@ impl Default for Config {
             lost: 0,
             versions: true,
             expiring: 0,
+            lifetime: (0, 3_000),
+            over: 0,
+            kills: 0,
+            ahead: 0,
             values: 0,
             increments: true,
             floats: true,
             conditional: true,
             slack: 0,
+        }
+    }
+}
+
+impl Config {
+    /// What a key gets that many clients fight for while some are killed: in the time by which the store's clock is in doubt there are a
+    /// thousand operations, and objects expire after one to four times as long.
+    pub fn soak() -> Self {
+        Self {
+            clients: 16,
+            expiring: 30,
+            lifetime: (12_500, 40_000),
+            over: 10,
+            kills: 300,
+            slack: 10_000,
+            floats: false,
+            ..Self::default()
         }
     }
 }
@@ -146,7 +184,7 @@ impl Sim {
         Self {
             rng: Rng(seed),
             object: Object::default(),
-            now: 1_000_000,
+            now: 10_000_000,
             history: KeyHistory::default(),
             config,
             written: 0,
@@ -168,6 +206,22 @@ impl Sim {
         }
     }
 
+    fn expiry(&mut self) -> Nanos {
+        let (from, to) = self.config.lifetime;
+        if !self.rng.chance(self.config.expiring) {
+            NEVER
+        } else if self.rng.chance(self.config.over) {
+            self.now - 2 * self.config.slack - self.rng.below(to)
+        } else {
+            self.now + from + self.rng.below(to - from)
+        }
+    }
+
+    /// The store's clock.
+    fn clock(&self) -> Nanos {
+        self.now.saturating_add_signed(self.config.ahead)
+    }
+
     pub fn operation(&mut self) -> Operation {
         let operation = match self.rng.below(100) {
             0..45 => Operation::READ,
@@ -182,11 +236,7 @@ impl Sim {
             },
             _ => Operation::Write {
                 value: self.value(),
-                expires: if self.rng.chance(self.config.expiring) {
-                    self.now + self.rng.below(3_000)
-                } else {
-                    NEVER
-                },
+                expires: self.expiry(),
                 rules: None,
             },
         };
@@ -223,6 +273,15 @@ impl Sim {
             self.now += 1 + self.rng.below(20);
             let now = self.now;
             self.take_late_effect();
+            if self.config.kills > 0 && self.rng.below(1_000_000) < self.config.kills {
+                for slot in &mut running {
+                    if self.rng.chance(50)
+                        && let Some(r) = slot.take()
+                    {
+                        self.cut(r);
+                    }
+                }
+            }
             // In an order of its own, not that of the clients.
             let mut due: Vec<usize> = (0..running.len()).collect();
             due.sort_by_key(|c| running[*c].as_ref().map_or(NEVER, |r| r.effect));
@@ -230,7 +289,10 @@ impl Sim {
                 if let Some(r) = &mut running[client] {
                     if !r.done && r.effect <= now {
                         r.done = true;
-                        let outcome = self.object.execute(&r.op.operation, self.now);
+                        let outcome = self.object.execute(
+                            &r.op.operation,
+                            self.now.saturating_add_signed(self.config.ahead),
+                        );
                         r.op.outcome = Some(outcome);
                     }
                     if r.done && r.returns <= now {
@@ -270,15 +332,27 @@ impl Sim {
     }
 
     fn take_late_effect(&mut self) {
-        let now = self.now;
+        let (now, clock) = (self.now, self.clock());
         let mut at = 0;
         while at < self.late.len() {
             if self.late[at].0 <= now {
                 let (_, operation) = self.late.swap_remove(at);
-                self.object.execute(&operation, now);
+                self.object.execute(&operation, clock);
             } else {
                 at += 1;
             }
+        }
+    }
+
+    /// A request that was sent loses its reply, or the client dies before it is executed.
+    fn cut(&mut self, mut running: Running) {
+        running.op.outcome = None;
+        if running.done {
+            running.op.client = self.next_client;
+            self.next_client += 1;
+            self.history.ops.push(running.op);
+        } else {
+            self.lose(running.op);
         }
     }
 
@@ -303,7 +377,7 @@ impl Sim {
     /// One operation while nothing else goes on. Gives its number in the history.
     pub fn alone(&mut self, operation: Operation) -> usize {
         let invoked = self.now;
-        let outcome = self.object.execute(&operation, self.now + 1);
+        let outcome = self.object.execute(&operation, self.clock() + 1);
         self.now += 2;
         let number = self.history.ops.len() as u64 + 1_000_000;
         self.push(Op {

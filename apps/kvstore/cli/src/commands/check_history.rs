@@ -40,6 +40,18 @@ fn all(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What was found of keys of which so many are not linearizable, and so many could not be judged.
+fn verdict(found: (usize, usize)) -> String {
+    match found {
+        (0, 0) => "linearizable".to_owned(),
+        (wrong, 0) => format!("{wrong} keys are not linearizable"),
+        (0, undecided) => format!("{undecided} keys are undecided, none was found to be wrong"),
+        (wrong, undecided) => {
+            format!("{wrong} keys are not linearizable, {undecided} more are undecided")
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let mut history = History::new();
     let mut clients = std::collections::HashMap::new();
@@ -65,20 +77,34 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     for failure in &report.failures {
         eprintln!("error: {failure}");
     }
-    let verdict = match report.failures.len() {
-        0 => "linearizable".to_owned(),
-        n => format!("{n} keys are not"),
-    };
     println!(
-        "{} operations of {} clients on {} keys, {} unanswered: {verdict}",
+        "{} operations of {} clients on {} keys, {} unanswered: {}",
         report.operations,
         clients.len(),
         report.keys,
-        report.unanswered
+        report.unanswered,
+        verdict(report.wrong_and_undecided())
     );
     Ok(if report.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_undecided_is_not_called_wrong() {
+        let said = [(0, 0), (2, 0), (0, 3), (2, 3)].map(super::verdict);
+        assert_eq!(
+            said,
+            [
+                "linearizable",
+                "2 keys are not linearizable",
+                "3 keys are undecided, none was found to be wrong",
+                "2 keys are not linearizable, 3 more are undecided",
+            ]
+        );
+    }
 }

@@ -12,7 +12,7 @@ use kvstore::client::Client;
 use kvstore::proto::{Element, MultiOp, Status};
 use kvstore_check::op::{NEVER, Nanos, Operation, Outcome, Value, Version};
 use kvstore_check::recorder::{Recorder, monotonic_ns};
-use kvstore_check::{History, Initial, KeyHistory, Why, check};
+use kvstore_check::{History, Initial, KeyHistory, check};
 
 use super::limits::{
     CLOCK_SLACK_NS, ENDING, FADING_FACTOR, FILL_BATCH, FILL_BYTES, LONGER, LOOK, SHORTEST_LIFE,
@@ -257,13 +257,15 @@ impl<'a> Soak<'a> {
         totals.rounds += 1;
         totals.operations += report.operations as u64;
         totals.unanswered += (report.unanswered - self.carried.len()) as u64;
-        if let Some(worst) = report.failures.first() {
+        if !report.failures.is_empty() {
             for failure in &report.failures {
                 eprintln!("error: {failure}");
             }
-            return Err(match &worst.why {
-                Why::NotLinearizable(_) => anyhow!("the store is not linearizable"),
-                Why::GaveUp { .. } => anyhow!("a history could not be judged"),
+            return Err(match report.wrong_and_undecided() {
+                (0, undecided) => anyhow!(
+                    "undecided: the histories of {undecided} keys took too much to judge; the store was not found to be wrong"
+                ),
+                _ => anyhow!("the store is not linearizable"),
             });
         }
         self.remember(&history);
