@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Host, PATIENCE, Raw, config};
+use common::{Host, PATIENCE, Raw, config, served};
 use kvstore::client::{Client, Operation};
 use kvstore::limits::{LARGE_MOVE_BYTES, MAX_VALUE_BYTES};
 use kvstore::proto::{Key, Reply, Request};
@@ -12,21 +12,6 @@ use kvstore::server::{Server, ServerConfig};
 use kvstore::store::{CleanerMode, DEFAULT_TABLE, RejectRules, hash64};
 
 const SMALL: &[u8] = b"small";
-
-/// Does something that waits for the server, which meanwhile works as a serving loop would have it.
-fn served<T: Send>(server: &mut Server, what: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(what);
-        while !thread.is_finished() {
-            if server.poll() == 0 {
-                server.poll_connections().unwrap();
-                server.clean();
-                std::thread::yield_now();
-            }
-        }
-        thread.join().unwrap()
-    })
-}
 
 /// Turns of the server until `so`.
 fn turns_until(server: &mut Server, what: &str, mut so: impl FnMut(&mut Server, usize) -> bool) {

@@ -221,8 +221,9 @@ fn nobody_answers() {
         let took = p.clock.0.load(std::sync::atomic::Ordering::SeqCst) - start;
         let t = 4096u64 << 8;
         let n = u64::from(retry_cnt) + 1;
+        // Up to a quarter more, so that those of many connections do not come together.
         assert!(
-            (n * t..n * t + t).contains(&took),
+            (n * t..n * t * 5 / 4 + t).contains(&took),
             "{took} of {n} times {t}"
         );
         assert_eq!(

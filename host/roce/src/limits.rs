@@ -33,6 +33,10 @@ pub const MIN_PROBE_NS: u64 = 100_000;
 pub const FIRST_PROBE_NS: u64 = 5_000_000;
 /// Its longest, ns, for QPs without an ACK timeout.
 pub const MAX_PROBE_NS: u64 = 1_000_000_000;
+/// Waits of different connections differ by up to one in so many. A thousand that lost something at one moment come 0.1 ms apart with an ACK
+/// timeout of 0.5 s, several times what a packet costs, and one that is alone waits hardly longer. (IBA 1.4, 9.7.6.1.3 allows four times the
+/// ACK timeout.)
+pub const MAX_APART: u64 = 4;
 
 /// Largest record of a capture file, in bytes. tcpdump's own largest snap length is 262,144; a file that asks for more is damaged.
 pub const CAPTURE_RECORD_MAX: usize = 1 << 18;

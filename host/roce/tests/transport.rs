@@ -83,6 +83,7 @@ fn run(seed: u64, link: Link, count: usize) -> (u64, u64) {
     let depth = 1 + rng.below(8) as u32;
     let mut needed = 0;
     let mut q = Requester::new(RequesterConfig {
+        qpn: seed as u32,
         psn,
         mtu,
         retry_cnt: 7,

@@ -4,6 +4,7 @@ use hyv_roce::transport::*;
 use hyv_roce::wire::NakCode;
 
 const MTU: u32 = 1024;
+const TIMEOUT: u64 = 100_000_000;
 const RTT: u64 = 10_000;
 /// Time that a packet takes on the link, ns.
 const GAP: u64 = 500;
@@ -11,12 +12,17 @@ const GAP: u64 = 500;
 const FILL: u32 = (RTT / GAP) as u32;
 
 fn requester() -> Requester {
+    of_qp(1)
+}
+
+fn of_qp(qpn: u32) -> Requester {
     let mut q = Requester::new(RequesterConfig {
+        qpn,
         psn: Psn::new(0),
         mtu: MTU,
         retry_cnt: 7,
         rnr_retry: 7,
-        timeout_ns: Some(100_000_000),
+        timeout_ns: Some(TIMEOUT),
         max_rd_atomic: 1,
         reliable: true,
     });
@@ -172,7 +178,62 @@ fn who_stays_silent_gets_all_again_and_then_time_is_up() {
     let (at, status) = failed.expect("the ACK timeout counts, whatever is asked");
     assert_eq!(status, hyv_abi::queue::WcStatus::RetryExcErr);
     assert!(
-        (800_000_000..=900_000_000).contains(&at),
+        (8 * TIMEOUT..=10 * TIMEOUT).contains(&at),
         "after 8 time-outs: {at}"
     );
+}
+
+/// When something is sent again to a peer that stays silent, to the end, and why.
+fn repeats(qpn: u32) -> Vec<(u64, Effect)> {
+    let mut q = of_qp(qpn);
+    while q.next(0).is_some() {}
+    let mut repeats = Vec::new();
+    while let Some(at) = q.deadline() {
+        let effect = q.on_timer(at);
+        while q.next(at).is_some() {}
+        repeats.push((at, effect));
+        if matches!(effect, Effect::Fail { .. }) {
+            break;
+        }
+    }
+    repeats
+}
+
+#[test]
+fn what_many_lose_at_one_moment_they_repeat_at_different_ones() {
+    const QPS: u32 = 1_000;
+    // Numbers as a device gives them, one after the other.
+    let all: Vec<_> = (256..256 + QPS).map(repeats).collect();
+    // The first two are for losses that hit one alone: they ask at once.
+    for round in 2..all[0].len() {
+        let mut at: Vec<u64> = all.iter().map(|r| r[round].0).collect();
+        at.sort_unstable();
+        let (first, last) = (at[0], at[at.len() - 1]);
+        assert!(
+            last - first > first / 10,
+            "round {round}: {first} to {last}"
+        );
+        let gap = (last - first) / u64::from(QPS) / 10;
+        let close = at.windows(2).filter(|w| w[1] - w[0] < gap).count();
+        assert_eq!(close, 0, "round {round}: so many come together");
+    }
+    // The specification's time-out is between once and four times what is asked for.
+    for (i, repeats) in all.iter().enumerate() {
+        let out = |e: &Effect| matches!(e, Effect::TimedOut | Effect::Fail { .. });
+        let times: Vec<u64> = repeats
+            .iter()
+            .filter(|(_, e)| out(e))
+            .map(|(at, _)| *at)
+            .collect();
+        assert_eq!(times.len(), 8, "QP {i}");
+        let mut before = 0;
+        for at in times {
+            let waited = at - before;
+            assert!(
+                (TIMEOUT..=4 * TIMEOUT).contains(&waited),
+                "QP {i}: {waited}"
+            );
+            before = at;
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use hyv_verbs::Context;
 
-use super::limits::TIME_TURNS;
+use super::limits::{LONGEST_ROUND_NS, TIME_TURNS};
 
 #[derive(Debug)]
 pub(super) struct Clock {
@@ -11,6 +11,10 @@ pub(super) struct Clock {
     /// What the platform's clock lacks.
     offset: u64,
     turns: u32,
+    /// For how long the server has run, ns, as of the latest round of maintenance.
+    pub ran: u64,
+    /// When that round was.
+    round: u64,
 }
 
 impl Clock {
@@ -20,6 +24,8 @@ impl Clock {
             now: unix_ns,
             offset: unix_ns.wrapping_sub(context.now_ns()),
             turns: 0,
+            ran: 0,
+            round: unix_ns,
         }
     }
 
@@ -37,5 +43,13 @@ impl Clock {
     pub fn refresh(&mut self, context: &Context) {
         self.turns = 0;
         self.now = self.now.max(context.now_ns().wrapping_add(self.offset));
+    }
+
+    /// Reads the clock, at the beginning of a round of maintenance.
+    pub fn round(&mut self, context: &Context) {
+        self.refresh(context);
+        let since = self.now - self.round;
+        self.round = self.now;
+        self.ran += since.min(LONGEST_ROUND_NS);
     }
 }

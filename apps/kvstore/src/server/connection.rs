@@ -206,7 +206,7 @@ pub struct Link {
     batching: bool,
     /// Sends were posted whose doorbell was not rung.
     unrung: bool,
-    /// Its oldest send that was not done in the last maintenance round, and since when that is so, ns.
+    /// Its oldest send that was not done in the last maintenance round, and how long the server had run when that was first so, ns.
     stalled: Option<(u32, u64)>,
 }
 
@@ -348,27 +348,30 @@ impl Link {
     }
 
     /// In each maintenance round: whether the client has not taken its replies for too long. RNR retries are without end, because a
-    /// client may be descheduled for long; who never takes a reply must not hold segments for ever.
-    pub fn is_stuck(&mut self, now: u64) -> bool {
+    /// client may be descheduled for long; who never takes a reply must not hold segments for ever. `ran` is for how long the server has
+    /// run, ns: while it stands still it takes no completions.
+    pub fn is_stuck(&mut self, ran: u64) -> bool {
         self.stalled = match (self.sent.front(), self.stalled) {
             (Some(&(count, _)), Some((before, since))) if before == count => Some((count, since)),
-            (Some(&(count, _)), _) => Some((count, now)),
+            (Some(&(count, _)), _) => Some((count, ran)),
             (None, _) => None,
         };
         self.stalled
-            .is_some_and(|(_, since)| now.saturating_sub(since) > STUCK_NS)
+            .is_some_and(|(_, since)| ran - since > STUCK_NS)
     }
 
-    /// Asks for a completion of what was sent without one, or just for a sign of life: a WRITE of no bytes, which nobody sees.
-    pub fn flush(&mut self, for_life: bool) {
+    /// Asks for a completion of what was sent without one, or just for a sign of life: a WRITE of no bytes, which nobody sees. True: it was
+    /// the latter.
+    pub fn flush(&mut self, for_life: bool) -> bool {
         // Whatever is signaled and not done yet will be a sign of life.
         let asks = for_life && self.sent.is_empty();
         if (self.unsignaled == 0 && !asks) || !self.has_room() {
-            return;
+            return false;
         }
         self.unsignaled = self.tier.signal_every;
         let nowhere = hyv_verbs::RemoteAddr { addr: 0, rkey: 0 };
         self.send(SendOp::Write(nowhere), Payload::Inline(&[]), Held::NOTHING);
+        asks
     }
 
     /// Brings the queue pair into the error state: what it took of the shared receive queue completes.

@@ -145,10 +145,19 @@ pub const SLICE_BYTES: usize = 32 << 10;
 pub const BUSY_PATIENCE_NS: u64 = 100_000_000;
 /// A probe that hears nothing for so long is over, ns.
 pub const PROBE_SILENCE_NS: u64 = 50_000_000;
-/// A client whose oldest reply is not taken for so long is given up, ns.
-pub const STUCK_NS: u64 = 2_000_000_000;
+/// A client whose oldest reply is not taken for so long is given up, ns: long enough for a machine that stands still for some seconds, or a
+/// network that loses every packet several times in a row. Only time in which the server itself ran counts.
+pub const STUCK_NS: u64 = 5_000_000_000;
+/// Time between two rounds of maintenance that counts as time in which the server ran, ns at most: twice its longest sleep. Of a round that
+/// comes later the rest is time in which it did not: its processor did something else.
+pub const LONGEST_ROUND_NS: u64 = 2 * MAX_SLEEP_NS;
 /// A client that was not heard for so long is asked for a sign of life, ns: a WRITE of no bytes, which its device answers.
 pub const KEEPALIVE_NS: u64 = 2_000_000_000;
+/// Clients asked for that in one round: all at once would be more packets than a carrier's receive ring has slots (256), and a thousand
+/// have their turn in 16 rounds.
+pub const KEEPALIVES_PER_ROUND: usize = 64;
+/// Until each of as many clients as a server takes had its turn, ns, if nothing else keeps it awake.
+const KEEPALIVE_TURN_NS: u64 = MAX_CONNECTIONS.div_ceil(KEEPALIVES_PER_ROUND) as u64 * MAX_SLEEP_NS;
 /// Length of a lease, ns. It is renewed while the client's connection lives, when half of it is over.
 pub const LEASE_NS: u64 = 30_000_000_000;
 /// How long results are kept after a connection ended at least, ns: time to connect again. Only when as many clients have leases as may,
@@ -156,4 +165,6 @@ pub const LEASE_NS: u64 = 30_000_000_000;
 pub const LEASE_LEFT_NS: u64 = LEASE_NS / 2 - KEEPALIVE_NS;
 
 const _: () = assert!(FIRST_TIERS[0].completions() * 5 / 4 < 512);
-const _: () = assert!(STUCK_NS < LEASE_LEFT_NS && KEEPALIVE_NS < LEASE_LEFT_NS);
+// A client that is gone is found before its results may be forgotten.
+const _: () = assert!(KEEPALIVE_NS + KEEPALIVE_TURN_NS + STUCK_NS < LEASE_LEFT_NS);
+const _: () = assert!(KEEPALIVE_TURN_NS < KEEPALIVE_NS);

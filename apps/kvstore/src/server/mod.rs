@@ -137,6 +137,8 @@ pub struct Server {
     arrived: VecDeque<u32>,
     jobs: jobs::Jobs,
     drops: Vec<rare::PendingDrop>,
+    /// The slot of the connection whose turn it is to be asked for a sign of life.
+    next_asked: usize,
     listener: accept::Listener,
     config: ServerConfig,
     counters: Counters,
@@ -221,6 +223,7 @@ impl Server {
             arrived: VecDeque::new(),
             jobs: jobs::Jobs::default(),
             drops: Vec::new(),
+            next_asked: 0,
             listener,
             config,
             counters: Counters::default(),
@@ -504,25 +507,32 @@ impl Server {
     }
 
     /// A round of maintenance, every 10 ms or so: asks for completions of sends that would otherwise pin their segments for as
-    /// long as a client is idle, gives up clients that take no replies, asks silent ones for a sign of life, and renews leases.
+    /// long as a client is idle, gives up clients that take no replies, asks silent ones for a sign of life, some in each round, and
+    /// renews leases.
     pub fn flush(&mut self) {
-        self.clock.refresh(&self.context);
+        self.clock.round(&self.context);
         let now = self.clock.now;
         let mut renewals = limits::RENEWALS_PER_ROUND;
-        for conn in self.conns.iter_mut().flatten() {
+        let mut asks = limits::KEEPALIVES_PER_ROUND;
+        let first = self.next_asked.min(self.conns.len());
+        let (before, rest) = self.conns.split_at_mut(first);
+        for conn in rest.iter_mut().chain(before).flatten() {
             let link = &mut conn.link;
             let silent = now.saturating_sub(link.heard) >= limits::KEEPALIVE_NS;
-            link.flush(silent);
-            if link.is_stuck(now) {
+            if link.flush(silent && asks > 0) {
+                asks -= 1;
+                self.next_asked = link.slot() + 1;
+            }
+            if link.is_stuck(self.clock.ran) {
                 self.counters.expelled += 1;
                 link.broken = true;
             }
             self.any_broken |= link.broken;
             let client = &mut link.client;
+            // Also of one that is silent: its connection ends soon, and the lease goes on from there.
             if renewals > 0
                 && client.lease_until != 0
                 && client.lease_until < now + limits::LEASE_NS / 2
-                && now.saturating_sub(link.heard) < 2 * limits::KEEPALIVE_NS
             {
                 renewals -= 1;
                 let until = now + limits::LEASE_NS;

@@ -61,7 +61,12 @@ impl Host {
 
     /// A user of the device: what a process is to it.
     pub fn user(&self, name: &str, ram: u64) -> Context {
-        Context::open(Process::connect(self.dir.path(), ram, name).unwrap()).unwrap()
+        Context::open(self.process(name, ram)).unwrap()
+    }
+
+    /// A session, for a platform of the test's own.
+    pub fn process(&self, name: &str, ram: u64) -> Arc<Process> {
+        Process::connect(self.dir.path(), ram, name).unwrap()
     }
 
     /// A client of the server on [`PORT`].
@@ -79,9 +84,7 @@ impl Host {
 
     /// A server of its own process, which nobody drives yet.
     pub fn server(&self, config: ServerConfig) -> Server {
-        let beside = kvstore::server::limits::memory_for(config.max_connections) + (8 << 20);
-        let ram = (config.store_bytes + beside).next_multiple_of(2 << 20) as u64;
-        Server::new(&self.user("server", ram), config).unwrap()
+        Server::new(&self.user("server", memory_for(&config)), config).unwrap()
     }
 
     /// A server of its own process, serving.
@@ -115,6 +118,12 @@ impl Host {
     pub fn serve_usual(&self) -> Running {
         self.serve(config())
     }
+}
+
+/// Memory of a server's process.
+pub fn memory_for(config: &ServerConfig) -> u64 {
+    let beside = kvstore::server::limits::memory_for(config.max_connections) + (8 << 20);
+    (config.store_bytes + beside).next_multiple_of(2 << 20) as u64
 }
 
 /// A small server.
@@ -182,6 +191,21 @@ impl Drop for Running {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+/// Does something that waits for the server, which meanwhile works as a serving loop would have it.
+pub fn served<T: Send>(server: &mut Server, what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(what);
+        while !thread.is_finished() {
+            if server.poll() == 0 {
+                server.poll_connections().unwrap();
+                server.clean();
+                std::thread::yield_now();
+            }
+        }
+        thread.join().unwrap()
+    })
 }
 
 /// Waits until something is so.

@@ -32,8 +32,10 @@ pub const MAX_PEER_SERVICE_TIMEOUT: u8 = 24;
 pub const TIME_WAIT_NS: u64 = response_ns(MAX_PEER_TIMEOUT);
 /// Conversations without an identifier, all users together: each has a MAD to repeat (some 400 bytes), and is gone after 8.6 s.
 pub const MAX_LINGERING: usize = 4096;
-/// ACK timeout of a connection whose user names none: 67 ms, what `ibv_rc_pingpong` has; short, so that a lost last packet costs little.
-pub const ACK_TIMEOUT: u8 = 14;
+/// ACK timeout of a connection whose user names none: 0.54 s. With 7 retries a peer whose machine stands still for four seconds, or whose
+/// packets meet a full queue as often, keeps its connections. A short one would find losses no sooner: a device of ours asks a silent peer long
+/// before, and losses with packets behind them are NAKed at once.
+pub const ACK_TIMEOUT: u8 = 17;
 /// How long this device takes to acknowledge, as a 5-bit code: 2 ms, one sleep of the engine's thread on a busy machine.
 pub const TARGET_ACK_DELAY: u8 = 9;
 

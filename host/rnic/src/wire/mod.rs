@@ -331,9 +331,9 @@ impl Engine {
             }
             return;
         }
-        let attr = qp.attr;
+        let (qpn, attr) = (qp.qpn, qp.attr);
         if let Some(w) = qp.wire.as_mut() {
-            w.update(&attr, &wire.local);
+            w.update(qpn, &attr, &wire.local);
         }
     }
 

@@ -81,8 +81,9 @@ impl WireQp {
     }
 
     /// Takes new attributes over: on the way to RTS, in RTS and in SQD.
-    pub fn update(&mut self, attr: &QpAttr, local: &Gid) {
+    pub fn update(&mut self, qpn: u32, attr: &QpAttr, local: &Gid) {
         let config = RequesterConfig {
+            qpn,
             psn: Psn::new(attr.sq_psn),
             mtu: attr.path_mtu,
             retry_cnt: attr.retry_cnt,

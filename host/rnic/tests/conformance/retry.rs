@@ -3,7 +3,7 @@
 use crate::common::*;
 use crate::fabric::{Link, On, patient};
 
-/// `min_rnr_timer` 14 is 1.28 ms, `timeout` 14 is 67 ms.
+/// `min_rnr_timer` 14 is 1.28 ms, `timeout` 14 is 67 ms, and over a network up to a quarter more.
 const RNR_NS: u64 = 1_280_000;
 const ACK_NS: u64 = 4096 << 14;
 const LEN: u64 = 1 << 20;
@@ -259,7 +259,7 @@ fn a_peer_destroyed_in_the_middle(on: On) {
             "{op:?}: waits for an answer first"
         );
         for _ in 0..3 {
-            p.f.clock.advance(ACK_NS);
+            p.f.clock.advance(ACK_NS * 5 / 4);
             p.pump();
         }
         let got = p.a.scq.drain();
@@ -312,7 +312,7 @@ fn a_place_taken_again_is_nobodys_peer(on: On) {
         .post(&Wr::new(WrOpcode::Send, 1).inline(b"for the old one"));
     p.pump();
     assert!(p.b.rcq.poll().is_none());
-    p.f.clock.advance(ACK_NS);
+    p.f.clock.advance(ACK_NS * 5 / 4);
     p.pump();
     assert_eq!(ids(&mut p.a.scq), [(1, WcStatus::RetryExcErr)]);
     assert!(p.b.rcq.poll().is_none());

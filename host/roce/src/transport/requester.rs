@@ -8,6 +8,9 @@
 //! its round trips explain, its oldest packet goes again and asks for an answer, and if that brings none, sending goes back; neither counts as a
 //! retry. It finds a lost last packet, acknowledgement or NAK in a fraction of the ACK timeout, which is tens of milliseconds in common settings. Whoever sets `retry_cnt` to 0 gets none.
 //!
+//! What is lost at one moment is often lost by many connections, in a queue that they share; with equal timers their repeats would meet there
+//! again, until the retries run out. So each connection waits longer by a part of its own.
+//!
 //! The window is as large as it may be until something is lost. Then it becomes what the path holds: the rate at which packets were lately
 //! acknowledged times the shortest round trip. A packet lost by chance so costs no throughput beyond what is sent again, and where queues
 //! overflow the rate itself says how much gets through.
@@ -19,14 +22,16 @@ use hyv_abi::types::{RNR_RETRY_INFINITE, rnr_timer_ns};
 
 use super::{Message, MessageKind, Psn, Remote, Reply, packets, position};
 use crate::limits::{
-    ACK_REQUESTS, FIRST_PROBE_NS, MAX_MESSAGES, MAX_PROBE_NS, MAX_PSN_SPAN, MAX_WINDOW, MIN_ASK_NS,
-    MIN_PROBE_NS, MIN_WINDOW, RATE_SAMPLES, READ_CHUNK, RTT_SAMPLES,
+    ACK_REQUESTS, FIRST_PROBE_NS, MAX_APART, MAX_MESSAGES, MAX_PROBE_NS, MAX_PSN_SPAN, MAX_WINDOW,
+    MIN_ASK_NS, MIN_PROBE_NS, MIN_WINDOW, RATE_SAMPLES, READ_CHUNK, RTT_SAMPLES,
 };
 use crate::wire::{NakCode, Position};
 
 /// What a requester is set up with.
 #[derive(Clone, Copy, Debug)]
 pub struct RequesterConfig {
+    /// Its QP's number, by which its timers differ from those of others.
+    pub qpn: u32,
     /// First PSN.
     pub psn: Psn,
     /// Path MTU, bytes.
@@ -35,7 +40,7 @@ pub struct RequesterConfig {
     pub retry_cnt: u32,
     /// RNR NAKs without progress before it gives up; 7 is never.
     pub rnr_retry: u32,
-    /// The ACK timeout, ns; `None` is never.
+    /// The ACK timeout, ns; `None` is never. Time is up after that, or up to 1/[`MAX_APART`] later.
     pub timeout_ns: Option<u64>,
     /// READs and atomics outstanding.
     pub max_rd_atomic: u32,
@@ -127,6 +132,8 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct Requester {
     config: RequesterConfig,
+    /// Its part of what waits may differ by ([`MAX_APART`]), in 1/2^16.
+    part: u64,
     messages: VecDeque<Out>,
     /// Messages at the front that are complete.
     done: usize,
@@ -189,6 +196,11 @@ struct Path {
     stale: bool,
 }
 
+/// A QP's part, in 1/2^16. Multiples of the golden ratio: neighbours' are far apart, and however many there are fill the range evenly.
+const fn part(qpn: u32) -> u64 {
+    (qpn.wrapping_mul(0x9e37_79b9) >> 16) as u64
+}
+
 impl Path {
     /// A packet took `rtt` ns, and `packets` were acknowledged in `elapsed` ns.
     fn sample(&mut self, rtt: u64, packets: u64, elapsed: u64) {
@@ -223,6 +235,7 @@ impl Requester {
         let psn = config.psn;
         Self {
             config,
+            part: part(config.qpn),
             messages: VecDeque::new(),
             done: 0,
             next_psn: psn,
@@ -257,9 +270,10 @@ impl Requester {
         &self.config
     }
 
-    /// Changes retry counts, timeout and READs outstanding (SQD); PSN and MTU stay.
+    /// Changes retry counts, timeout and READs outstanding (SQD); number, PSN and MTU stay.
     pub fn reconfigure(&mut self, config: RequesterConfig) {
         self.config = RequesterConfig {
+            qpn: self.config.qpn,
             psn: self.config.psn,
             mtu: self.config.mtu,
             reliable: self.config.reliable,
@@ -457,7 +471,7 @@ impl Requester {
             }
         }
         if self.ack_deadline.is_none() {
-            self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
+            self.ack_deadline = self.time_out(now);
         }
         if self.probe_deadline.is_none() && self.config.retry_cnt > 0 {
             self.probe_deadline = Some(now + self.probe_ns());
@@ -530,7 +544,23 @@ impl Requester {
         let base = self
             .rtt
             .map_or(FIRST_PROBE_NS, |(s, v)| (s + 4 * v).max(least));
-        (base << doublings.min(20)).min(MAX_PROBE_NS)
+        let wait = (base << doublings.min(20)).min(MAX_PROBE_NS);
+        // What this connection alone lost comes at once; what many lost is in step only once it was repeated.
+        if doublings == 0 {
+            wait
+        } else {
+            self.apart(wait)
+        }
+    }
+
+    /// A wait of `ns` or more, and others' another one.
+    fn apart(&self, ns: u64) -> u64 {
+        ns + ((ns / MAX_APART * self.part) >> 16)
+    }
+
+    /// When time is up for what leaves at `now`.
+    fn time_out(&self, now: u64) -> Option<u64> {
+        self.config.timeout_ns.map(|t| now + self.apart(t))
     }
 
     /// When [`Requester::on_timer`] wants to be called, ns.
@@ -561,7 +591,7 @@ impl Requester {
             self.retries += 1;
             self.ask();
             self.go_back();
-            self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
+            self.ack_deadline = self.time_out(now);
             self.backoff += 1;
             self.probe_deadline = Some(now + self.probe_ns());
             return Effect::TimedOut;
@@ -726,7 +756,7 @@ impl Requester {
         self.gap = Some((self.una, now));
         self.lost();
         self.go_back();
-        self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
+        self.ack_deadline = self.time_out(now);
         if self.config.retry_cnt > 0 {
             self.probe_deadline = Some(now + self.probe_ns());
         }
@@ -804,7 +834,7 @@ impl Requester {
             self.ack_deadline = None;
             self.probe_deadline = None;
         } else {
-            self.ack_deadline = self.config.timeout_ns.map(|t| now + t);
+            self.ack_deadline = self.time_out(now);
             if self.config.retry_cnt > 0 {
                 self.probe_deadline = Some(now + self.probe_ns());
             }
