@@ -112,8 +112,9 @@ pub const SCRATCH_REGION_BYTES: usize = LARGE_BUFFERS * LARGE_BYTES + SMALL_BUFF
 pub const SUM_SLICE: usize = 64 << 10;
 /// What making one of them current is charged, in bytes to sum.
 pub const SUM_LEAST: usize = 1 << 10;
-/// Leases renewed in one round of maintenance, each a small write.
-pub const RENEWALS_PER_ROUND: usize = 32;
+/// Leases renewed in one round of maintenance, each a small write: those of as many clients as a server takes in 16 rounds, within the time
+/// that [`LEASE_LEFT_NS`] leaves.
+pub const RENEWALS_PER_ROUND: usize = 64;
 /// Bytes cleaned between two turns at most, where as much is overwritten, and on behalf of one write: some 80 us where objects are small.
 pub const CLEAN_SLICE: usize = 64 << 10;
 /// Bytes cleaned between two turns at least: some 5 us, what a read may wait behind it.
