@@ -47,6 +47,7 @@ pub mod reader;
 pub mod recorder;
 mod search;
 mod seen;
+mod unanswered;
 
 use std::fmt;
 
