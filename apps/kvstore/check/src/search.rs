@@ -12,9 +12,8 @@
 //! go back, so that the rest of such an order cannot be completed; and nothing takes effect for which there is no version left. An
 //! operation without an answer takes effect only right before one that would not fit without it, or that tells which version the
 //! object has without telling its value (after it nothing could take effect any more that is part of that version), and among
-//! several that do the same the oldest goes first. The store's
-//! clock ([`crate::clock`]) goes forward only when something takes effect that needs it. And a configuration that allows nothing that another does
-//! not is dropped.
+//! several that do the same the oldest goes first. The store's clock ([`crate::clock`]) goes forward only when something takes effect
+//! that needs it. And a configuration that allows nothing that another does not is dropped.
 //!
 //! Where many unanswered operations could explain the same answer, a search of limited [`Width`] finds an order all the same if there is
 //! one; that there is none is proved by a search that leaves nothing out, of the whole history or of a window of it.
@@ -29,7 +28,8 @@ use crate::limits::{
 };
 use crate::model::{Action, State};
 use crate::op::{NEVER, Nanos, Operation, Outcome, Value};
-use crate::seen::{Seen, UNSEEN};
+use crate::seen::Seen;
+use crate::unanswered::{Class, forget_expiry, forget_versions, overwrites, written_expiry};
 
 /// One step of a history as the search sees it.
 #[derive(Clone, Debug)]
@@ -120,18 +120,6 @@ impl Config {
     fn has_done_no_more(&self, other: &Self) -> bool {
         self.done == other.done && self.used.iter().all(|&(c, n)| n <= other.used(c))
     }
-}
-
-/// Unanswered operations that do the same.
-struct Class {
-    action: Action,
-    outcome: Option<Outcome>,
-    /// Those asked for so far that have not taken effect in every configuration, the oldest first: when.
-    asked: VecDeque<Nanos>,
-    /// Nothing that took effect right before it matters.
-    overwrites: bool,
-    /// The class that it has become the same as.
-    alias: Option<u32>,
 }
 
 struct Search<'a> {
@@ -765,54 +753,6 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Rewrites the rules of an operation for an object whose version is at least `lowest` if it exists.
-fn forget_versions(action: &mut Action, lowest: u64) {
-    let Action::Operation(operation) = action else {
-        return;
-    };
-    let mut rules = operation.rules();
-    if rules.is_none() {
-        return;
-    }
-    if rules.at_most.is_some_and(|v| v < lowest) {
-        rules.at_most = None;
-    }
-    // It can only have another one.
-    if rules.other_than.is_some_and(|v| v < lowest) {
-        rules.other_than = None;
-        rules.exists = true;
-    }
-    if rules.exists {
-        rules.at_most = None;
-        rules.other_than = None;
-    }
-    *operation = operation.clone().unless(rules);
-}
-
-/// Makes a write the same as others that differ in nothing but an expiry that has passed by `clock`, or that cannot have by `end`; tells
-/// whether it has passed.
-fn forget_expiry(action: &mut Action, clock: Nanos, end: Nanos) -> bool {
-    let Action::Operation(Operation::Write { value, expires, .. }) = action else {
-        return false;
-    };
-    if *expires > end {
-        *expires = NEVER;
-    }
-    let passed = *expires <= clock;
-    if passed {
-        (*value, *expires) = (UNSEEN, 0);
-    }
-    passed
-}
-
-/// When what a write makes expires; never, if it has expired as soon as it is there.
-const fn written_expiry(action: &Action) -> Nanos {
-    match action {
-        Action::Operation(Operation::Write { expires, .. }) if *expires != 0 => *expires,
-        _ => NEVER,
-    }
-}
-
 /// The same of an item, which has expired if it had in any case when the item was asked for.
 const fn expires_later(item: &Item, slack: Slack) -> Nanos {
     let expires = written_expiry(&item.action);
@@ -832,13 +772,4 @@ const fn gives_version(item: &Item) -> bool {
         item.outcome,
         Some(Outcome::Written { .. } | Outcome::Added { .. })
     )
-}
-
-fn overwrites(action: &Action, outcome: Option<&Outcome>) -> bool {
-    match action {
-        Action::Operation(operation @ (Operation::Write { .. } | Operation::Remove { .. })) => {
-            operation.rules().is_none() && outcome.is_none()
-        }
-        _ => false,
-    }
 }
