@@ -45,17 +45,19 @@ pub(super) fn said<A: AsRef<OsStr>>(
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// `roots`, with the kernels, modules and libraries that they depend on, in the versions that apt would install. Sorted by
-/// name.
+/// `roots`, with the kernels, modules and libraries that they depend on, in the newest versions that apt can download: what is installed
+/// may be newer, and gone from where it came from. Sorted by name.
 pub(super) fn closure(roots: &[&str]) -> Result<Vec<Package>, Skip> {
     let mut known: BTreeMap<String, Package> = BTreeMap::new();
     let mut wanted: Vec<String> = roots.iter().map(|&r| r.to_owned()).collect();
     while !wanted.is_empty() {
-        let show = ["show", "--no-all-versions"].map(str::to_owned);
+        let show = ["show", "--all-versions"].map(str::to_owned);
         let text = said("apt-cache", show.iter().chain(&wanted), Path::new("/"))?;
         let found = stanzas(&text);
         if let Some(missing) = wanted.iter().find(|w| found.iter().all(|p| p.name != **w)) {
-            return Err(Skip::Packages(format!("apt knows no package `{missing}`")));
+            return Err(Skip::Packages(format!(
+                "apt can download no package `{missing}`"
+            )));
         }
         known.extend(found.into_iter().map(|p| (p.name.clone(), p)));
         let needs = known.values().flat_map(|p| &p.needs);
@@ -82,7 +84,10 @@ fn stanzas(text: &str) -> Vec<Package> {
                 .lines()
                 .find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
         };
-        let (Some(name), Some(version)) = (field("Package"), field("Version")) else {
+        // One that is only installed has no file.
+        let (Some(name), Some(version), Some(_)) =
+            (field("Package"), field("Version"), field("Filename"))
+        else {
             continue;
         };
         let depends = [field("Pre-Depends"), field("Depends")];
@@ -124,9 +129,11 @@ mod tests {
 
     #[test]
     fn stanzas_give_versions_and_the_parts_that_are_needed() {
-        let text = "Package: tool\nVersion: 1:2.0-3\nPre-Depends: libx (>= 1)\n\
+        let text = "Package: tool\nStatus: install ok installed\nVersion: 1:2.0-4\n\n\
+            Package: tool\nVersion: 1:2.0-3\nFilename: t.deb\nPre-Depends: libx (>= 1)\n\
             Depends: debconf, liby1:any (= 4) | libz, perl, zlib1g\nDescription: a tool\n\n\
-            Package: liby1\nVersion: 4\n\nPackage: tool\nVersion: 1\n\n";
+            Package: liby1\nVersion: 4\nFilename: y.deb\n\n\
+            Package: tool\nVersion: 1\nFilename: old.deb\n\n";
         let found = stanzas(text);
         let versions: Vec<_> = found.iter().map(|p| (&*p.name, &*p.version)).collect();
         assert_eq!(versions, [("tool", "1:2.0-3"), ("liby1", "4")]);
