@@ -498,3 +498,47 @@ fn many_threads_of_clients_share_a_server() {
     drop(client);
     server.stop();
 }
+
+#[test]
+fn a_server_ends_in_order_beside_a_client_that_died_before_its_connection_stood() {
+    use hyv_verbs::cm::{ConnParam, EventChannel};
+    use hyv_verbs::{CmEventKind, Gid, QpCaps};
+
+    let host = Host::new();
+    let mut server = host.server(config());
+    let context = host.user("dying", 16 << 20);
+    let channel = EventChannel::new(&context);
+    let mut id = channel.create_id().unwrap();
+    let happened = |kind| {
+        eventually("an event", || {
+            channel
+                .poll_event()
+                .unwrap()
+                .is_some_and(|e| e.kind == kind)
+        });
+    };
+    id.resolve_addr(Gid::LOCAL, common::PORT, common::PATIENCE)
+        .unwrap();
+    happened(CmEventKind::AddrResolved);
+    id.resolve_route(common::PATIENCE).unwrap();
+    happened(CmEventKind::RouteResolved);
+    let pd = context.alloc_pd().unwrap();
+    let cq = context.create_cq(64).unwrap();
+    id.create_qp(&pd, &cq, &cq, &QpCaps::default()).unwrap();
+    let hello = Hello {
+        lease: true,
+        client: 0,
+    };
+    id.connect(&ConnParam {
+        private_data: &hello.to_bytes(),
+        ..ConnParam::default()
+    })
+    .unwrap();
+    eventually("the server's answer", || {
+        server.poll_connections().unwrap();
+        server.counters().connections == 1
+    });
+    // It goes without having seen the answer, and the server has not heard of that.
+    drop(id);
+    server.close().unwrap();
+}

@@ -1,5 +1,7 @@
 //! The loop around a server: poll, clean a little, and sleep when there is nothing to do.
 
+use hyv_verbs::{Errno, Error};
+
 use super::limits::{CLOCK_TURNS, MAINTENANCE_NS, MAX_SLEEP_NS};
 use super::{Server, ServerError, verb};
 
@@ -118,7 +120,11 @@ impl Server {
     /// When the device is gone; clients learn it from the host then.
     pub fn close(mut self) -> Result<(), ServerError> {
         for conn in self.conns.iter_mut().flatten() {
-            conn.id.disconnect().map_err(verb("cannot disconnect"))?;
+            match conn.id.disconnect() {
+                // Its client died before the connection stood, or while it ended.
+                Err(Error::Verb(refusal)) if refusal.errno == Errno::NotConn => {}
+                ended => ended.map_err(verb("cannot disconnect"))?,
+            }
         }
         Ok(())
     }
